@@ -1,0 +1,617 @@
+"""Exact @k estimators, question-clustered intervals, paired tests, calibration and the Pareto frontier.
+
+A pool is the set of samples stored for one question. The @k estimators average over every k-subset of a pool, so they
+are unbiased for k fresh draws and add no re-sampling noise. pass@k is Chen et al. 2021 (arXiv:2107.03374); best-of-k
+with ties and exact maj@k are derived here. The unit of inference is the question: intervals and tests resample
+questions and keep a question's samples together, since samples of one question are correlated.
+
+Units: accuracies and probabilities are in [0, 1]; costs are whatever the caller counts. What is undefined (one class,
+no room left, one question's spread) is NaN, never 0; bad input is a ValueError. Functions that draw take a generator.
+
+Deliberate choices: binomial ratios are running products and maj@k conditions independent binomial votes on their sum,
+so that neither overflows nor cancels at any pool size; adaptive ECE keeps tied confidences in one bin.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
+
+_CHUNK = 1 << 20  # array elements a resampling step may hold at once: 8 MB of float64
+_TAILS = (0.025, 0.975)  # every interval is two-sided 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A Monte Carlo mean and its standard error, which shrinks with the number of draws, not of questions."""
+
+    value: float
+    se: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over questions with its 95 % percentile interval; low and high are NaN below two questions."""
+
+    value: float
+    low: float
+    high: float
+    questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A paired mean difference with its 95 % percentile interval and two-sided sign-flip p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    questions: int
+
+
+# ---- what k samples of one pool are worth
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Probability that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k) (arXiv:2107.03374).
+
+    Raises:
+        ValueError: k is outside 1..n (nothing is extrapolated) or correct is outside 0..n.
+    """
+    _check_correct(n, correct)
+    return float(1.0 - _subset_shares(n, k)[n - correct])
+
+
+def pass_hat_k(n: int, correct: int, k: int) -> float:
+    """Probability that all k samples are correct (pass^k, worst-of-k): C(c, k) / C(n, k) (arXiv:2406.12045).
+
+    Raises:
+        ValueError: as for pass_at_k.
+    """
+    _check_correct(n, correct)
+    return float(_subset_shares(n, k)[correct])
+
+
+def best_of_k(values: npt.ArrayLike, scores: Sequence[float | None] | Array, k: int) -> float:
+    """Expected value of the best-scored of k samples, ties broken at random.
+
+    sum over distinct scores g of [C(#{s<=g}, k) - C(#{s<g}, k)] / C(M, k) * mean value of the tie group.
+
+    Args:
+        values: shape (M,), what each sample is worth, for instance 1.0 when correct.
+        scores: shape (M,), higher is better. None, NaN and -inf are missing: such a sample is taken only from a subset
+            without any score, and then at random.
+        k: subset size, 1..M.
+
+    Raises:
+        ValueError: k is outside 1..M, lengths differ, or a value is not finite.
+    """
+    worth = _finite(values, "values")
+    keys = np.asarray(scores, dtype=float)
+    if keys.shape != worth.shape:
+        raise ValueError(f"{keys.size} scores for {worth.size} values: give one score (or None) a sample")
+    shares = _subset_shares(worth.size, k)
+    keys = np.where(np.isnan(keys), -np.inf, keys)
+    _, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    upto = np.cumsum(sizes)
+    means = np.bincount(group, weights=worth) / sizes
+    return float((shares[upto] - shares[upto - sizes]) @ means)
+
+
+def gap_closed(strategy: float, mean: float, oracle: float) -> float:
+    """Share of the room between the mean sample and the oracle: (strategy - mean) / (oracle - mean); NaN if none."""
+    return (strategy - mean) / (oracle - mean) if oracle != mean else math.nan
+
+
+def _subset_shares(m: int, k: int) -> Array:
+    """C(l, k) / C(m, k) for l = 0..m, as running products of 1 - k/i from l = m down."""
+    if not 1 <= k <= m:
+        raise ValueError(f"k={k} is outside 1..{m}, the samples in the pool: draw more samples or lower k")
+    i = np.arange(m, 0, -1)
+    return np.concatenate(([1.0], np.cumprod(np.maximum(i - k, 0) / i)))[::-1]
+
+
+def _check_correct(n: int, correct: int) -> None:
+    if not 0 <= correct <= n:
+        raise ValueError(f"{correct} correct samples of {n}: correct must be in 0..n")
+
+
+# ---- voting
+
+
+def vote_counts(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> tuple[int, list[int], int]:
+    """Votes of a pool as (correct, [each wrong answer], unparsed): the leading arguments of maj_at_k.
+
+    Args:
+        answers: one vote a sample; None where no answer was found.
+        correct: one flag a sample. All right answers count as one class, and an answer is right when any sample that
+            carries it was graded right, so that a grader's time-out on one copy does not split the vote.
+
+    Raises:
+        ValueError: lengths differ or the pool is empty.
+    """
+    ids = _vote_classes(answers, correct)
+    counts = np.bincount(ids + 1, minlength=2).tolist()
+    return counts[1], counts[2:], counts[0]
+
+
+def maj_at_k(correct: int, others: Sequence[int], unparsed: int, k: int) -> float:
+    """Exact accuracy of the majority answer of k samples; a tie between t answers credits 1/t, no vote at all 0.
+
+    For every j the right answer may reach, a table over (votes, ties) adds up the ways in which the others stay at or
+    below j. Drawing without replacement is drawing each answer binomially, given that k are drawn in all.
+
+    Args:
+        correct: samples with the right answer (equivalent spellings merged).
+        others: samples with each wrong answer.
+        unparsed: samples that cast no vote but do take a place among the k.
+        k: subset size, 1..M.
+
+    Raises:
+        ValueError: k is outside 1..M or a count is negative.
+    """
+    m = _check_votes(correct, others, unparsed, k)
+    pmf = _binomials(m, k / (m + 1))
+    right = pmf(correct)
+    wins = 0.0
+    for j in range(1, min(correct, k) + 1):
+        rivals = [count for count in others if count >= j]
+        bystanders = pmf(m - correct - sum(rivals))  # answers with fewer than j samples can neither win nor tie
+        ties = _rival_votes([pmf(count) for count in rivals], j, k - j) @ (1.0 / np.arange(1, (k - j) // j + 2))
+        drawn = min(k - j, bystanders.size - 1)
+        wins += right[j] * float(ties[k - j - drawn :] @ bystanders[drawn::-1])
+    return wins / float(pmf(m)[k])
+
+
+def maj_at_k_sampled(
+    correct: int, others: Sequence[int], unparsed: int, k: int, rng: np.random.Generator, draws: int = 1000
+) -> Estimate:
+    """maj_at_k over random subsets, for pools where the exact sum (about k * M table updates) takes too long.
+
+    Raises:
+        ValueError: as for maj_at_k, or draws < 2.
+    """
+    _check_votes(correct, others, unparsed, k)
+    pool = [correct, *others, unparsed]
+    chunks = [rng.multivariate_hypergeometric(pool, k, n)[:, :-1] for n in _batches(draws, len(pool))]
+    return _mean_and_se(np.concatenate([_credit(votes) for votes in chunks]))
+
+
+def weighted_maj_at_k(
+    answers: Sequence[Hashable | None],
+    correct: Sequence[bool],
+    weights: npt.ArrayLike,
+    k: int,
+    rng: np.random.Generator,
+    draws: int = 1000,
+) -> Estimate:
+    """Accuracy of argmax_a (sum of weights voting a) over random k-subsets, ties credited 1/t.
+
+    A subset whose votes all weigh 0 is decided by the unweighted majority; one without votes scores 0. Sums within
+    1e-12 of each other, relatively, are a tie.
+
+    Args:
+        answers: as for vote_counts.
+        correct: as for vote_counts.
+        weights: shape (M,), finite and non-negative. How raw scores became weights is the caller's to record.
+        k: subset size, 1..M.
+        rng: draws the subsets.
+        draws: number of subsets.
+
+    Raises:
+        ValueError: lengths differ, k is outside 1..M, a weight is negative or not finite, or draws < 2.
+    """
+    ids, w = _vote_classes(answers, correct), _finite(weights, "weights")
+    m = _check_votes(int(ids.size), [], 0, k)
+    if w.size != m or w.min() < 0:
+        raise ValueError(f"weights must be {m} non-negative numbers, got {w.size} with minimum {w.min():g}")
+    parsed = (ids >= 0).astype(float)
+    classes = int(ids.max()) + 2
+    credits = []
+    for n in _batches(draws, m + classes):
+        subset = rng.random((n, m)).argpartition(k - 1, axis=1)[:, :k]
+        cast = (w * parsed)[subset]
+        cast = np.where(cast.any(axis=1, keepdims=True), cast, parsed[subset])
+        cells = (ids[subset] + 1 + classes * np.arange(n)[:, None]).ravel()
+        votes = np.bincount(cells, weights=cast.ravel(), minlength=n * classes).reshape(n, classes)
+        credits.append(_credit(votes[:, 1:]))
+    return _mean_and_se(np.concatenate(credits))
+
+
+def _vote_classes(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> Ints:
+    """Class of each sample: -1 unparsed, 0 right, 1.. the wrong answers in order of appearance."""
+    if not answers or len(answers) != len(correct):
+        raise ValueError(f"{len(answers)} answers, {len(correct)} flags: give at least one sample and a flag for each")
+    classes: dict[Hashable | None, int] = {a: 0 for a, flag in zip(answers, correct, strict=True) if flag}
+    wrong = [a for a in dict.fromkeys(answers) if a is not None and a not in classes]
+    classes |= {a: i for i, a in enumerate(wrong, start=1)} | {None: -1}
+    return np.array([classes[a] for a in answers], dtype=np.intp)
+
+
+def _check_votes(correct: int, others: Sequence[int], unparsed: int, k: int) -> int:
+    counts = [correct, unparsed, *others]
+    if min(counts) < 0:
+        raise ValueError(f"negative vote count in correct={correct}, others={list(others)}, unparsed={unparsed}")
+    if not 1 <= k <= sum(counts):
+        raise ValueError(f"k={k} is outside 1..{sum(counts)}, the samples in the pool: draw more samples or lower k")
+    return sum(counts)
+
+
+def _binomials(m: int, p: float) -> Callable[[int], Array]:
+    """Count -> its Binomial(count, p) probabilities, for any count <= m, from one table of log-factorials."""
+    log_factorial = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, m + 1)))))
+    log_odds, log_miss = math.log(p / (1 - p)), math.log1p(-p)
+
+    def pmf(count: int) -> Array:
+        f = log_factorial[: count + 1]
+        return np.asarray(np.exp(f[-1] - f - f[::-1] + np.arange(count + 1) * log_odds + count * log_miss))
+
+    return pmf
+
+
+def _rival_votes(pmfs: Sequence[Array], j: int, rest: int) -> Array:
+    """Probability (votes 0..rest, ties) that the rivals cast so many votes, none above j and `ties` of them at j."""
+    table = np.zeros((rest + 1, rest // j + 1))
+    table[0, 0] = 1.0
+    for pmf in pmfs:
+        grown = pmf[0] * table
+        for v in range(1, min(j - 1, rest) + 1):
+            grown[v:] += pmf[v] * table[:-v]
+        if j <= rest:
+            grown[j:, 1:] += pmf[j] * table[:-j, :-1]
+        table = grown
+    return table
+
+
+def _credit(votes: npt.NDArray[np.generic]) -> Array:
+    """1/t for each row whose first column shares the top with t - 1 others, else 0."""
+    table = votes.astype(float)
+    best = table.max(axis=1, keepdims=True)
+    tied = (table >= best * (1 - 1e-12)) & (best > 0)
+    return np.asarray(tied[:, 0] / np.maximum(tied.sum(axis=1), 1))
+
+
+def _mean_and_se(draws: Array) -> Estimate:
+    return Estimate(float(draws.mean()), float(draws.std(ddof=1) / math.sqrt(draws.size)))
+
+
+# ---- intervals and paired tests: the question is the unit
+
+
+def question_means(samples: Sequence[npt.ArrayLike] | Array) -> Array:
+    """Mean of each question's samples, shape (Q,); an element may be an array of samples or already a mean.
+
+    Raises:
+        ValueError: there is no question, or a question has no sample or one that is not finite.
+    """
+    means = np.array([_finite(x, f"question {i}").mean() for i, x in enumerate(samples)])
+    if not means.size:
+        raise ValueError("no questions: there is nothing to average")
+    return means
+
+
+def clustered_se(samples: Sequence[npt.ArrayLike] | Array) -> float:
+    """Standard error of the mean over questions, sd(question means) / sqrt(Q); NaN for one question."""
+    means = question_means(samples)
+    return float(means.std(ddof=1) / math.sqrt(means.size)) if means.size > 1 else math.nan
+
+
+def clustered_ci(
+    samples: Sequence[npt.ArrayLike] | Array, rng: np.random.Generator, resamples: int = 10_000
+) -> Interval:
+    """Mean over questions with the percentile bootstrap interval from resampling whole questions.
+
+    Args:
+        samples: per question its samples, or its mean; each question weighs the same.
+        rng: draws the resamples.
+        resamples: number of them.
+
+    Raises:
+        ValueError: as for question_means, or resamples < 2.
+    """
+    means = question_means(samples)
+    draws = [counts @ means / means.size for counts in _resampled(means.size, resamples, rng)]
+    return Interval(float(means.mean()), *_percentiles(np.concatenate(draws), means.size), means.size)
+
+
+def paired_difference(
+    a: Sequence[npt.ArrayLike] | Array,
+    b: Sequence[npt.ArrayLike] | Array,
+    rng: np.random.Generator,
+    resamples: int = 10_000,
+) -> Difference:
+    """Mean of a - b over the same questions: bootstrap interval, and p by flipping the sign of whole questions.
+
+    p = (1 + #{|d*| >= |d|}) / (1 + R), so it is never 0 and its smallest value is 1 / (1 + R).
+
+    Args:
+        a: per question its samples, or its mean.
+        b: the same questions in the same order.
+        rng: draws the resamples and the signs.
+        resamples: R, for each of the two.
+
+    Raises:
+        ValueError: as for question_means, the numbers of questions differ, or resamples < 2.
+    """
+    x, y = question_means(a), question_means(b)
+    if x.size != y.size:
+        raise ValueError(f"{x.size} questions against {y.size}: a paired test needs the same questions on both sides")
+    interval = clustered_ci(x - y, rng, resamples)
+    p = _sign_flip_p(x - y, rng, resamples)
+    return Difference(interval.value, interval.low, interval.high, p, interval.questions)
+
+
+def _sign_flip_p(d: Array, rng: np.random.Generator, resamples: int) -> float:
+    threshold = abs(d.sum()) - 1e-12 * np.abs(d).sum()  # equal sums in another order count as equal
+    extreme = 0
+    for n in _batches(resamples, d.size):
+        signs = 2.0 * rng.integers(0, 2, (n, d.size), dtype=np.int8) - 1.0
+        extreme += int(np.count_nonzero(np.abs(signs @ d) >= threshold))
+    return (1 + extreme) / (1 + resamples)
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided McNemar p for b and c discordant questions: min(1, 2 P(Binomial(b + c, 1/2) <= min(b, c))).
+
+    Raises:
+        ValueError: a count is negative.
+    """
+    if min(b, c) < 0:
+        raise ValueError(f"discordant counts must not be negative, got {b} and {c}")
+    n, term, tail = b + c, 1, 0
+    for i in range(min(b, c) + 1):
+        tail += term
+        term = term * (n - i) // (i + 1)
+    return float(min(1.0, 2 * tail / 2**n))
+
+
+def holm(p_values: npt.ArrayLike) -> Array:
+    """Holm's step-down adjusted p-values, in the order given (Holm 1979): reject where they are at most alpha.
+
+    Raises:
+        ValueError: there is no p-value or one lies outside [0, 1].
+    """
+    p = _probabilities(p_values, "p_values")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
+    return adjusted
+
+
+def _resampled(questions: int, resamples: int, rng: np.random.Generator) -> Iterator[Array]:
+    """How often each question is drawn, in chunks of shape (resamples, questions)."""
+    for n in _batches(resamples, questions):
+        drawn = rng.integers(0, questions, (n, questions)) + questions * np.arange(n)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=n * questions).reshape(n, questions).astype(float)
+
+
+def _batches(draws: int, width: int) -> Iterator[int]:
+    """Split draws into row counts whose (rows, width) array fits the memory bound."""
+    if draws < 2:
+        raise ValueError(f"{draws} draws show no spread: ask for at least 2")
+    rows = max(1, _CHUNK // width)
+    return (min(rows, draws - start) for start in range(0, draws, rows))
+
+
+def _percentiles(draws: Array, questions: int) -> tuple[float, float]:
+    if questions < 2:
+        return math.nan, math.nan
+    low, high = np.quantile(draws, _TAILS)
+    return float(low), float(high)
+
+
+# ---- confidence: ranking and calibration
+
+
+def auroc(scores: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+    """P(a right sample outscores a wrong one) + P(tie) / 2 (Mann-Whitney); NaN with one class only.
+
+    Args:
+        scores: shape (M,); -inf is allowed and ranks last.
+        correct: shape (M,), 0 or 1.
+
+    Raises:
+        ValueError: shapes differ, the pool is empty, a score is missing or a label is not 0 or 1.
+    """
+    right, wrong = _by_class(scores, correct)
+    return float(_wins(right, wrong).mean() / wrong.size) if right.size and wrong.size else math.nan
+
+
+def within_question_auroc(
+    scores: Sequence[npt.ArrayLike],
+    correct: Sequence[npt.ArrayLike],
+    rng: np.random.Generator,
+    resamples: int = 10_000,
+) -> Interval:
+    """AUROC inside each question, averaged over the questions with both classes: blind to difficulty.
+
+    The interval resamples the mixed questions; their number is in `questions`. Without any, all values are NaN.
+
+    Raises:
+        ValueError: as for auroc in some question, or the numbers of questions differ.
+    """
+    each = np.array([auroc(s, y) for s, y in zip(scores, correct, strict=True)])
+    mixed = each[~np.isnan(each)]
+    return clustered_ci(mixed, rng, resamples) if mixed.size else Interval(math.nan, math.nan, math.nan, 0)
+
+
+def auroc_ci(
+    scores: Sequence[npt.ArrayLike],
+    correct: Sequence[npt.ArrayLike],
+    rng: np.random.Generator,
+    resamples: int = 10_000,
+) -> Interval:
+    """AUROC over all samples of all questions, with the interval from resampling whole questions.
+
+    A resample's AUROC is a ratio of two quadratic forms in how often each question was drawn, so the wins between
+    every two questions (Q x Q) are counted once. Resamples with one class only are left out.
+
+    Raises:
+        ValueError: as for auroc in some question, there is none, or the numbers of questions differ.
+    """
+    split = [_by_class(s, y) for s, y in zip(scores, correct, strict=True)]
+    if not split:
+        raise ValueError("no questions: there is nothing to rank")
+    sizes = np.array([(right.size, wrong.size) for right, wrong in split], dtype=float)
+    owner = np.repeat(np.arange(len(split)), sizes[:, 0].astype(int))
+    pooled = np.concatenate([right for right, _ in split])
+    wins = np.stack([np.bincount(owner, _wins(pooled, wrong), len(split)) for _, wrong in split], axis=1)
+
+    def area(counts: Array) -> Array:
+        pairs = (counts @ sizes).prod(axis=1)
+        won = ((counts @ wins) * counts).sum(axis=1)
+        return np.asarray(np.divide(won, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0))
+
+    draws = np.concatenate([area(counts) for counts in _resampled(len(split), resamples, rng)])
+    value = float(area(np.ones((1, len(split))))[0])
+    usable = draws[~np.isnan(draws)]
+    return Interval(value, *_percentiles(usable, len(split) if usable.size else 0), len(split))
+
+
+def brier(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+    """Mean of (p - y)^2 (Brier 1950); lower is better.
+
+    Raises:
+        ValueError: shapes differ, there is no sample, or a value lies outside [0, 1].
+    """
+    p, y = _confidences(confidence, correct)
+    return float(np.mean((p - y) ** 2))
+
+
+def ece(confidence: npt.ArrayLike, correct: npt.ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error over equal-width bins (l, u], p = 0 in the first: sum n_b/n |accuracy - confidence|.
+
+    Biased upwards by about sqrt(2 / pi) * mean sqrt(acc (1 - acc) / n_b): compare cells at the same n.
+
+    Raises:
+        ValueError: as for brier, or bins < 1.
+    """
+    p, y = _confidences(confidence, correct)
+    edges = np.arange(1, _check_bins(bins) + 1) / bins
+    return _calibration_error(p, y, np.searchsorted(edges, p, side="left"))
+
+
+def adaptive_ece(confidence: npt.ArrayLike, correct: npt.ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error over bins of equal mass; tied confidences share the bin of their middle rank.
+
+    Raises:
+        ValueError: as for brier, or bins < 1.
+    """
+    p, y = _confidences(confidence, correct)
+    _, group, sizes = np.unique(p, return_inverse=True, return_counts=True)
+    middle = np.cumsum(sizes) - sizes / 2
+    return _calibration_error(p, y, np.floor(middle[group] / p.size * _check_bins(bins)).astype(np.intp))
+
+
+def _calibration_error(p: Array, y: Array, bin_of: Ints) -> float:
+    return float(np.abs(np.bincount(bin_of, weights=y - p)).sum() / p.size)
+
+
+def _wins(right: Array, wrong: Array) -> Array:
+    """Wrong samples that each right one outscores, ties as a half."""
+    wrong = np.sort(wrong)
+    return np.asarray((np.searchsorted(wrong, right, "left") + np.searchsorted(wrong, right, "right")) / 2)
+
+
+def _by_class(scores: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Array, Array]:
+    s, y = np.asarray(scores, dtype=float), np.asarray(correct, dtype=float)
+    if s.ndim != 1 or s.shape != y.shape or not s.size:
+        raise ValueError(f"scores {s.shape} and labels {y.shape} must be two non-empty lists of one length")
+    if np.isnan(s).any():
+        raise ValueError("a score is missing: drop the sample or give it -inf to rank it last")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("labels must be 0 or 1")
+    return s[y == 1], s[y == 0]
+
+
+# ---- the Pareto frontier
+
+
+def pareto_frontier(cost: npt.ArrayLike, quality: npt.ArrayLike) -> list[int]:
+    """Indices on the frontier (cost down, quality up), cheapest first; of identical points the first stays.
+
+    Raises:
+        ValueError: there is no point, lengths differ or a number is not finite.
+    """
+    c, q = _finite(cost, "cost"), _finite(quality, "quality")
+    if c.shape != q.shape:
+        raise ValueError(f"{c.size} costs for {q.size} qualities: give one of each a point")
+    on = np.flatnonzero(_on_frontier(c[None], q[None])[0])
+    return [int(i) for i in on[np.argsort(c[on], kind="stable")]]
+
+
+def frontier_inclusion(
+    cost: npt.ArrayLike, quality: npt.ArrayLike, rng: np.random.Generator, resamples: int = 10_000
+) -> Array:
+    """Share of resamples of the questions in which each strategy is on the Pareto frontier of mean cost and quality.
+
+    Args:
+        cost: shape (S, Q), per strategy and question.
+        quality: shape (S, Q), the same questions.
+        rng: draws the resamples.
+        resamples: number of them.
+
+    Returns:
+        Shape (S,), in [0, 1].
+
+    Raises:
+        ValueError: shapes differ, are not (S, Q) with S, Q >= 1, a number is not finite, or resamples < 2.
+    """
+    c, q = np.asarray(cost, dtype=float), np.asarray(quality, dtype=float)
+    if c.ndim != 2 or c.shape != q.shape or not c.size:
+        raise ValueError(f"cost {c.shape} and quality {q.shape} must both have shape (strategies, questions)")
+    for values, name in ((c, "cost"), (q, "quality")):
+        _finite(values.ravel(), name)
+    # equal rows are averaged once: a rounding difference between them would decide who is dominated
+    (costs, c_row), (qualities, q_row) = (np.unique(x, axis=0, return_inverse=True) for x in (c, q))
+    hits = np.zeros(len(c))
+    for counts in _resampled(c.shape[1], resamples, rng):
+        hits += _on_frontier((counts @ costs.T)[:, c_row], (counts @ qualities.T)[:, q_row]).sum(axis=0)
+    return hits / resamples
+
+
+def _on_frontier(cost: Array, quality: Array) -> npt.NDArray[np.bool_]:
+    """Row by row: sorted by cost, then quality downwards, a point is on when it tops all before it."""
+    order = np.lexsort((-quality, cost), axis=1)
+    ranked = np.take_along_axis(quality, order, axis=1)
+    before = np.maximum.accumulate(ranked, axis=1)[:, :-1]
+    on = np.ones(cost.shape, dtype=bool)
+    np.put_along_axis(on, order[:, 1:], ranked[:, 1:] > before, axis=1)
+    return on
+
+
+# ---- input checks
+
+
+def _finite(values: npt.ArrayLike, name: str) -> Array:
+    x = np.asarray(values, dtype=float)
+    x = x[None] if x.ndim == 0 else x
+    if x.ndim != 1 or not x.size or not np.isfinite(x).all():
+        raise ValueError(f"{name}: need a non-empty list of finite numbers, got shape {x.shape}: {x}")
+    return x
+
+
+def _probabilities(values: npt.ArrayLike, name: str) -> Array:
+    x = _finite(values, name)
+    if x.min() < 0 or x.max() > 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {x.min():g} to {x.max():g}")
+    return x
+
+
+def _confidences(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Array, Array]:
+    p, y = _probabilities(confidence, "confidence"), _probabilities(correct, "correct")
+    if p.shape != y.shape:
+        raise ValueError(f"{p.size} confidences for {y.size} labels: give one of each a sample")
+    return p, y
+
+
+def _check_bins(bins: int) -> int:
+    if bins < 1:
+        raise ValueError(f"bins={bins}: need at least one")
+    return bins

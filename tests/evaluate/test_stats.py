@@ -1,0 +1,203 @@
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from extratime.evaluate import stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def subsets(m, k):
+    return list(combinations(range(m), k))
+
+
+def brute_best(values, scores, k):
+    total = 0.0
+    for chosen in subsets(len(values), k):
+        keys = [-math.inf if scores[i] is None or math.isnan(scores[i]) else scores[i] for i in chosen]
+        best = [values[i] for i, s in zip(chosen, keys, strict=True) if s == max(keys)]
+        total += sum(best) / len(best)
+    return total / math.comb(len(values), k)
+
+
+def brute_majority(correct, others, unparsed, k):
+    pool = [0] * correct + [i for i, n in enumerate(others, 1) for _ in range(n)] + [None] * unparsed
+    total = 0.0
+    for chosen in subsets(len(pool), k):
+        votes = [pool[i] for i in chosen if pool[i] is not None]
+        counts = [votes.count(a) for a in range(len(others) + 1)]
+        if votes and counts[0] == max(counts):
+            total += 1 / counts.count(max(counts))
+    return total / math.comb(len(pool), k)
+
+
+def partitions(n, largest):
+    if n == 0:
+        yield []
+    for first in range(min(n, largest), 0, -1):
+        for rest in partitions(n - first, first):
+            yield [first, *rest]
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_pass_at_k_and_pass_hat_k_equal_enumeration(n):
+    for c in range(n + 1):
+        for k in range(1, n + 1):
+            picks = subsets(n, k)
+            assert stats.pass_at_k(n, c, k) == pytest.approx(sum(min(p) < c for p in picks) / len(picks), abs=1e-9)
+            assert stats.pass_hat_k(n, c, k) == pytest.approx(sum(max(p) < c for p in picks) / len(picks), abs=1e-9)
+
+
+@pytest.mark.parametrize("m", range(1, 9))
+def test_majority_equals_enumeration_for_every_pool(m):
+    for correct in range(m + 1):
+        for unparsed in range(m - correct + 1):
+            for others in partitions(m - correct - unparsed, m):
+                for k in range(1, m + 1):
+                    expected = brute_majority(correct, others, unparsed, k)
+                    assert stats.maj_at_k(correct, others, unparsed, k) == pytest.approx(expected, abs=1e-9)
+
+
+score = st.sampled_from([None, math.nan, -math.inf, 0.0, 1.0, 2.0, 3.5])
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(st.lists(st.tuples(st.floats(-2, 2), score), min_size=1, max_size=8))
+def test_best_of_k_equals_enumeration_with_ties_and_missing_scores(pool):
+    values, scores = zip(*pool, strict=True)
+    for k in range(1, len(pool) + 1):
+        assert stats.best_of_k(values, scores, k) == pytest.approx(brute_best(values, scores, k), abs=1e-9)
+
+
+def test_reference_values():
+    assert stats.pass_at_k(10, 3, 5) == pytest.approx(0.916667, abs=1e-6)
+    assert stats.pass_hat_k(4, 2, 2) == pytest.approx(0.166667, abs=1e-6)
+    assert stats.best_of_k([0, 1, 0], [1, 2, 2], 2) == pytest.approx(0.5)
+    assert stats.maj_at_k(4, [3, 2], 1, 5) == pytest.approx(0.559524, abs=1e-6)
+    assert stats.maj_at_k(2, [2, 2], 3, 4) == pytest.approx(0.333333, abs=1e-6)
+    assert stats.mcnemar(9, 2) == pytest.approx(0.0654, abs=5e-5)
+    assert stats.mcnemar(10, 2) == pytest.approx(0.0386, abs=5e-5)
+    assert stats.mcnemar(0, 0) == 1.0
+    assert stats.auroc([0.9, 0.8, 0.8, 0.1], [1, 1, 0, 0]) == pytest.approx(0.875)
+    assert stats.brier([0.8, 0.4], [1, 0]) == pytest.approx(0.10)
+    assert stats.ece([0.95] * 4, [1, 1, 1, 0]) == pytest.approx(0.20)
+    assert stats.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+
+
+def test_edges_of_the_pool():
+    assert stats.best_of_k([0, 1], [None, None], 2) == pytest.approx(0.5)
+    assert stats.maj_at_k(0, [], 5, 3) == 0.0
+    assert stats.maj_at_k(2000, [], 2000, 1) == pytest.approx(0.5)  # counts whose binomials overflow
+    assert stats.pass_at_k(5000, 1, 2500) == pytest.approx(0.5)
+    assert stats.vote_counts(["4", None, "5", "4", "5", "6"], [1, 0, 0, 0, 0, 0]) == (2, [2, 1], 1)
+    assert stats.gap_closed(0.6, 0.4, 0.8) == pytest.approx(0.5)
+    assert math.isnan(stats.gap_closed(0.4, 0.4, 0.4))
+
+
+@pytest.mark.parametrize("k", [1, 3, 9, 10])
+def test_sampled_majorities_agree_with_the_exact_one(k):
+    answers, flags = [*"aaaabbbcc", None], [1] * 4 + [0] * 6
+    exact = stats.maj_at_k(*stats.vote_counts(answers, flags), k)
+    rng = np.random.default_rng(k)
+    for got in (
+        stats.maj_at_k_sampled(4, [3, 2], 1, k, rng, 5000),
+        stats.weighted_maj_at_k(answers, flags, [0.3] * 10, k, rng, 5000),
+        stats.weighted_maj_at_k(answers, flags, [0] * 10, k, rng, 5000),
+    ):
+        assert abs(got.value - exact) <= 3.5 * got.se + 1e-12
+
+
+def test_weight_decides_the_vote():
+    got = stats.weighted_maj_at_k(list("abb"), [1, 0, 0], [5, 1, 1], 3, np.random.default_rng(0), 10)
+    assert (got.value, got.se) == (1.0, 0.0)
+
+
+def pools(rng, size):
+    p = rng.beta(0.5, 0.5, size)
+    return p, rng.binomial(8, p) / 8
+
+
+def test_clustered_interval_covers_and_the_naive_one_does_not():
+    rng = np.random.default_rng(0)
+    covered, naive = 0, 0
+    for _ in range(1000):
+        _, means = pools(rng, 60)
+        ci = stats.clustered_ci(means, rng, 1000)
+        covered += ci.low <= 0.5 <= ci.high
+        naive += abs(means.mean() - 0.5) <= 1.96 * math.sqrt(means.mean() * (1 - means.mean()) / 480)
+    assert 920 <= covered <= 970
+    assert naive < 750
+
+
+def test_p_values_of_identical_strategies_are_uniform():
+    from scipy.stats import kstest
+
+    rng = np.random.default_rng(1)
+    p_values = []
+    for _ in range(500):
+        p, m = rng.beta(0.5, 0.5, 60), rng.integers(5, 25, 60)  # ragged pools leave few exact ties
+        a, b = rng.binomial(m, p) / m, rng.binomial(m, p) / m
+        p_values.append(stats.paired_difference(a, b, rng, 1000).p)
+    assert kstest(p_values, "uniform").pvalue > 0.01
+    assert 0.03 <= np.mean(np.array(p_values) <= 0.05) <= 0.07
+
+
+def test_intervals_at_the_edges():
+    rng = np.random.default_rng(0)
+    one = stats.clustered_ci([[1, 0]], rng, 100)
+    assert one.value == 0.5 and math.isnan(one.low) and math.isnan(stats.clustered_se([[1, 0]]))
+    assert stats.clustered_se([[1, 1], [0, 0, 0]]) == pytest.approx(0.5)
+    assert stats.paired_difference([1, 0, 1], [1, 0, 1], rng, 100).p == 1.0
+    assert stats.paired_difference([1.0] * 20, [0.0] * 20, rng, 999).p == pytest.approx(1 / 1000)
+
+
+def test_auroc_variants():
+    rng = np.random.default_rng(0)
+    assert math.isnan(stats.auroc([1, 2], [1, 1]))
+    scores, labels = [[0.9, 0.8], [0.8, 0.1], [0.2, 0.3]], [[1, 1], [0, 0], [0, 1]]
+    whole = stats.auroc_ci(scores, labels, rng, 500)
+    assert whole.value == pytest.approx(stats.auroc(np.ravel(scores), np.ravel(labels)))
+    within = stats.within_question_auroc(scores, labels, rng, 500)
+    assert (within.value, within.questions) == (1.0, 1)
+    assert stats.within_question_auroc([[1, 2]], [[1, 1]], rng).questions == 0
+
+
+def test_calibration_bins():
+    assert stats.ece([0.0, 0.1], [0, 0]) == pytest.approx(0.05)  # both in (0, .1]
+    assert stats.ece([0.3, 0.25], [0, 1]) == pytest.approx(abs(1 - 0.55) / 2)  # .3 belongs to (.2, .3]
+    p, y = np.repeat([0.2, 0.6], 6), np.tile([1, 0], 6)
+    assert stats.adaptive_ece(p, y, 4) == pytest.approx(stats.adaptive_ece(p, np.tile([1, 1, 1, 0, 0, 0], 2), 4))
+    assert stats.adaptive_ece([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 2) == pytest.approx(0.15)
+
+
+def test_pareto_frontier_and_inclusion():
+    assert stats.pareto_frontier([1, 1, 2, 3, 3], [0.5, 0.5, 0.4, 0.7, 0.6]) == [0, 3]
+    cost = [[1.0] * 6, [1.0] * 6, [2.0] * 6]
+    quality = [[0.1, 0.7, 0.3, 0.9, 0.2, 0.4]] * 3
+    assert stats.frontier_inclusion(cost, quality, np.random.default_rng(0), 50).tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda rng: stats.pass_at_k(4, 1, 5), "k=5 is outside 1..4"),
+        (lambda rng: stats.pass_at_k(4, 5, 1), "5 correct samples of 4"),
+        (lambda rng: stats.best_of_k([], [], 1), "values"),
+        (lambda rng: stats.maj_at_k(1, [1], 0, 3), "k=3 is outside 1..2"),
+        (lambda rng: stats.vote_counts([], []), "at least one sample"),
+        (lambda rng: stats.weighted_maj_at_k(["a"], [1], [-1], 1, rng), "non-negative"),
+        (lambda rng: stats.clustered_ci([], rng), "no questions"),
+        (lambda rng: stats.clustered_ci([[1], []], rng), "question 1"),
+        (lambda rng: stats.paired_difference([1, 0], [1], rng), "same questions"),
+        (lambda rng: stats.mcnemar(-1, 2), "negative"),
+        (lambda rng: stats.holm([]), "p_values"),
+        (lambda rng: stats.auroc([math.nan], [1]), "missing"),
+        (lambda rng: stats.brier([1.2], [1]), "confidence"),
+        (lambda rng: stats.ece([0.5], [1], 0), "bins=0"),
+        (lambda rng: stats.pareto_frontier([], []), "cost"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(np.random.default_rng(0))
