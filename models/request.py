@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Finish: TypeAlias = Literal["eos", "until", "pause", "length", "cut", "failed"]
@@ -93,7 +94,10 @@ class Completion:
         logprobs: log-probability of each token read under the model itself (temperature 1, nothing cut off).
         tempered: the same under the sampling law; equal to `logprobs` where the law is the model itself.
         finish: why it ends here.
-        path: where it comes from; needed to read on.
+        sampling: the law it was drawn under.
+        path: where its last part comes from; needed to read on.
+        stem: how many tokens and characters at the beginning come from elsewhere: a path that branched off another
+            response begins after its stem.
         error: what went wrong, if `finish` is "failed".
     """
 
@@ -104,7 +108,9 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     tempered: tuple[float, ...] = ()
     finish: Finish = "eos"
+    sampling: Sampling | None = None
     path: Path | None = None
+    stem: tuple[int, int] = (0, 0)
     error: str = ""
 
     @property
@@ -130,7 +136,8 @@ class Sample:
         sampling: another law than the cell's.
         pause: stop reading right after the first of these strings that is new.
         max_tokens: read at most so many tokens of each path, counted from the path's beginning.
-        along: completions to read on, in place of fresh paths; finished ones come back as they are.
+        along: completions to read on, in place of fresh paths; finished ones come back as they are. A completion that
+            stands here a second time, or comes from a sibling program, gets a fresh continuation.
     """
 
     prompt: Prompt
@@ -325,6 +332,8 @@ class Engine(Protocol):
     fingerprint: str
     """Names the weights, adapter and numeric type: equal fingerprints draw from equal streams."""
     profile: Profile
+    adapters: Mapping[str, str]
+    """Adapters that a `Probe` may name, each with its own fingerprint."""
     counts: Work
     """Everything this engine has done, counted where it happens."""
     seconds: dict[str, float]
@@ -368,6 +377,7 @@ def _plain(value: Any) -> Any:
         raise TypeError(f"cannot name a stream after {value!r}") from None
 
 
+@lru_cache(maxsize=16_384)
 def stream_name(fingerprint: str, prompt: Prompt, sampling: Sampling) -> str:
     """The stream of token paths that an engine draws after `prompt` under a law; stops and lengths are not part."""
     said = list(prompt.ids) if prompt.ids is not None else prompt.text

@@ -1,0 +1,1 @@
+"""Leaderboards, figures and one self-contained page from a run's results."""

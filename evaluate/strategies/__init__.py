@@ -1,0 +1,1 @@
+"""Inference-time strategies, one file each, named like the function in it."""

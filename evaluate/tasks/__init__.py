@@ -1,0 +1,1 @@
+"""lm-eval tasks of our own: offline, procedurally generated."""

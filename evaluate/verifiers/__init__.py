@@ -1,0 +1,1 @@
+"""Verifiers: programs that give each response a number."""

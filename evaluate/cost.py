@@ -1,0 +1,180 @@
+"""The ledger: tokens, FLOPs, KV-cache bytes and seconds, charged by the scheduler, never by a strategy.
+
+Two accounts. *Computed* is what a run really did, by role, and equals the engines' own counts. *Read* is what one cell
+would cost alone, under a stated cache model: an unlimited prefix cache (each prompt token goes through the model once
+per cell), or none (every request reads its whole prefix again).
+
+FLOPs and bytes follow Kinetics (arXiv 2506.05333) in exact form: 2·P per token plus 4·H·d per query-key pair, where
+d = head size × layers; decoding reads 2·Hk·d cached numbers per pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+from extratime.models.request import Path, Shape, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a cell reads.
+
+    Attributes:
+        generated: policy tokens generated.
+        sequential: tokens on the longest chain of dependent draws.
+        prefill: other tokens read with an unlimited prefix cache: prompts once, questions, continuations.
+        prefill_uncached: the same with no cache at all.
+        pairs: query-key pairs over generated and prefill tokens.
+        decode_pairs: those of generated tokens.
+        pairs_uncached: query-key pairs with no cache at all.
+        requests: replies received.
+    """
+
+    generated: int = 0
+    sequential: int = 0
+    prefill: int = 0
+    prefill_uncached: int = 0
+    pairs: int = 0
+    decode_pairs: int = 0
+    pairs_uncached: int = 0
+    requests: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+
+
+def span_pairs(context: int, tokens: int) -> int:
+    """Query-key pairs of `tokens` consecutive tokens of which the first sees `context` tokens and itself."""
+    return tokens * context + tokens * (tokens + 1) // 2
+
+
+def flops(shape: Shape, tokens: int, pairs: int) -> float:
+    """Floating-point operations of `tokens` forward passes with `pairs` query-key pairs in all."""
+    return 2.0 * shape.parameters * tokens + 4.0 * shape.heads * shape.head_dim * shape.layers * pairs
+
+
+def kv_bytes(shape: Shape, decode_pairs: int) -> float:
+    """Bytes of KV cache read while decoding, no sharing between rows."""
+    return 2.0 * shape.dtype_bytes * shape.kv_heads * shape.head_dim * shape.layers * decode_pairs
+
+
+def eflops(shape: Shape, prompt: int, generated: int, n: int, intensity: float) -> float:
+    """EFLOPs of `n` parallel samples of one prompt whose KV cache they share (Kinetics, cost model).
+
+    Args:
+        shape: of the model.
+        prompt: prompt tokens.
+        generated: tokens of each sample.
+        n: samples.
+        intensity: FLOP/s divided by byte/s of the machine (562.5 for a B200 at sparse peak).
+    """
+    width = shape.head_dim * shape.layers
+    compute = n * (2.0 * shape.parameters * generated + 2 * (2 * prompt + generated) * generated * shape.heads * width)
+    memory = shape.dtype_bytes * (2 * prompt + n * generated) * generated * shape.kv_heads * width
+    return compute + intensity * memory
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Seconds per token of an engine, calibrated on a run; cells' seconds modelled from them are labelled so."""
+
+    prefill: float
+    decode: float
+
+    def seconds(self, prefill: int, decode: int) -> float:
+        """Modelled seconds of a cell's share."""
+        return self.prefill * prefill + self.decode * decode
+
+
+def rates(counts: Work, seconds: Mapping[str, float]) -> Rates:
+    """Calibrate from what an engine did and how long it took; 0 for a kind of work that it did not do."""
+    return Rates(
+        seconds.get("prefill", 0.0) / counts.prefill if counts.prefill else 0.0,
+        seconds.get("decode", 0.0) / counts.decode if counts.decode else 0.0,
+    )
+
+
+@dataclass(slots=True)
+class Meter:
+    """Adds up what one cell reads.
+
+    Attributes:
+        cap: policy tokens that the cell may generate.
+        extents: how far each path was read.
+    """
+
+    cap: int
+    cost: Cost = field(default_factory=Cost)
+    extents: dict[Path, int] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    def fork(self, n: int) -> Meter:
+        """A meter for one of `n` programs that run side by side: an equal share of what is left."""
+        return Meter(self.left // n, seen=self.seen)
+
+    def join(self, forks: Sequence[Meter]) -> None:
+        """Take over what side-by-side programs read; the longest chain among them counts as sequential."""
+        chain = max((fork.cost.sequential for fork in forks), default=0)
+        for fork in forks:
+            self.cost += replace(fork.cost, sequential=0)
+        self.cost += Cost(sequential=chain)
+
+    @property
+    def left(self) -> int:
+        """Policy tokens that may still be generated."""
+        return max(0, self.cap - self.cost.generated)
+
+    def draw(self, path: Path, prompt: int, stem: int, tokens: int) -> int:
+        """Charge reading `path` up to `tokens`; returns how many of them are new to the cell.
+
+        Args:
+            path: the path.
+            prompt: tokens of the problem's prompt.
+            stem: tokens of the response that the path branched off from; the cell has read them already.
+            tokens: length read, from the path's beginning.
+        """
+        have = self.extents.get(path, 0)
+        new = max(0, tokens - have)
+        context = prompt + stem
+        fresh = 0 if stem or path.stream in self.seen else prompt
+        self.seen.add(path.stream)
+        self.extents[path] = max(have, tokens)
+        pairs = span_pairs(context + have, new)
+        reread = context + have
+        self.cost += Cost(
+            generated=new,
+            prefill=fresh,
+            prefill_uncached=reread,
+            pairs=pairs + span_pairs(0, fresh),
+            decode_pairs=pairs,
+            pairs_uncached=pairs + span_pairs(0, reread),
+            requests=1,
+        )
+        return new
+
+    def question(self, context: int, tokens: int) -> None:
+        """Charge reading `tokens` after a context that the model has already read."""
+        pairs = span_pairs(context, tokens)
+        self.cost += Cost(
+            prefill=tokens,
+            prefill_uncached=context + tokens,
+            pairs=pairs,
+            pairs_uncached=span_pairs(0, context + tokens),
+            requests=1,
+        )
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What a run computed, by role."""
+
+    computed: dict[str, Work] = field(default_factory=dict)
+
+    def charge(self, role: str, work: Work) -> None:
+        """Add one reply's work."""
+        self.computed[role] = self.computed.get(role, Work()) + work
+
+    def total(self, roles: Iterable[str] | None = None) -> Work:
+        """Work of some roles, or of all."""
+        return sum((self.computed.get(r, Work()) for r in (roles or self.computed)), Work())

@@ -1,0 +1,147 @@
+"""Strategies are programs: generators that yield requests and return an `Answer`.
+
+    def best_of_n(problem, budget, rng, verify=likelihood):
+        responses = yield from sample(problem.prompt, budget)
+        scores = yield from verify(problem, responses)
+        return best(responses, scores, "highest score")
+
+The verbs below are all that a strategy needs. Whoever runs the program (the scheduler, or a test with `next` and
+`send`) answers a `Sample` with a list of completions, a tuple of `Score` or `Probe` with a list of tuples of numbers,
+and a `Gather` with the list of what its programs returned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
+
+import numpy as np
+from extratime.models.request import Completion, Probe, Prompt, Sample, Sampling, Score
+
+T = TypeVar("T")
+Program: TypeAlias = Generator[Any, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Gather(Generic[T]):
+    """Run programs side by side; each gets a lane of its own in every stream, so that none reads another's draws."""
+
+    programs: tuple[Program[T], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a strategy works on.
+
+    Attributes:
+        id: unique within a run.
+        prompt: what the policy reads.
+        answer: what a response votes for; None where nothing can be read from it.
+        correct: whether a response is right; only the oracle verifier asks.
+        max_tokens: the length of a full response, the unit of `budget`.
+        doc: the task's own record.
+        messages: the chat behind the prompt, if there is one.
+    """
+
+    id: str
+    prompt: Prompt
+    answer: Callable[[str], Hashable | None]
+    correct: Callable[[str], bool] | None = None
+    max_tokens: int = 256
+    doc: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a strategy returns: one complete response, and the evidence for it.
+
+    Attributes:
+        response: the answer.
+        pool: every candidate it was chosen from.
+        weights: what counted for each candidate; as long as `pool`.
+        why: the rule that chose, in words.
+    """
+
+    response: Completion
+    pool: tuple[Completion, ...]
+    weights: tuple[float, ...]
+    why: str
+
+
+class Verifier(Protocol):
+    """A program that gives each response a number, higher is better; -inf for what must not win."""
+
+    def __call__(self, problem: Problem, responses: Sequence[Completion]) -> Program[list[float]]:
+        """Scores of `responses`, in their order."""
+        ...
+
+
+class Strategy(Protocol):
+    """A program that answers a problem with `budget` full-length samples' worth of policy tokens."""
+
+    def __call__(self, problem: Problem, budget: int, rng: np.random.Generator) -> Program[Answer]:
+        """One complete response with its evidence."""
+        ...
+
+
+def sample(
+    prompt: Prompt,
+    n: int = 1,
+    *,
+    sampling: Sampling | None = None,
+    pause: Sequence[str] = (),
+    max_tokens: int | None = None,
+) -> Program[list[Completion]]:
+    """Draw `n` fresh continuations of `prompt`."""
+    return cast("list[Completion]", (yield Sample(prompt, n, sampling, tuple(pause), max_tokens)))
+
+
+def extend(
+    completions: Sequence[Completion], *, pause: Sequence[str] = (), max_tokens: int | None = None
+) -> Program[list[Completion]]:
+    """Read further along each completion's own path; finished ones come back unchanged.
+
+    `max_tokens` counts from the beginning of each path. All completions must continue one problem's prompt or one of
+    its prefixes, under the law they were drawn from.
+    """
+    if not completions:
+        return []
+    request = Sample(completions[0].prompt, 0, None, tuple(pause), max_tokens, tuple(completions))
+    return cast("list[Completion]", (yield request))
+
+
+def score(requests: Iterable[Score]) -> Program[list[tuple[float, ...]]]:
+    """One tuple of numbers a request: per token from a language model, per step from a reward model."""
+    return cast("list[tuple[float, ...]]", (yield tuple(requests)))
+
+
+def probe(requests: Iterable[Probe]) -> Program[list[tuple[float, ...]]]:
+    """One tuple of probabilities a request, one for each target."""
+    return cast("list[tuple[float, ...]]", (yield tuple(requests)))
+
+
+def gather(programs: Iterable[Program[T]]) -> Program[list[T]]:
+    """Run programs side by side and return their results in order."""
+    return cast("list[T]", (yield Gather(tuple(programs))))
+
+
+def best(responses: Sequence[Completion], scores: Sequence[float], why: str) -> Answer:
+    """The finished response with the highest score; unfinished ones only if none finished, failed ones last.
+
+    Ties go to the earlier draw, which is a fair choice because draws are exchangeable. NaN ranks below everything.
+    """
+    if not responses:
+        raise ValueError("no response to choose from")
+    ranked = max(range(len(responses)), key=lambda i: (_standing(responses[i]), _rank(scores[i]), -i))
+    return Answer(responses[ranked], tuple(responses), tuple(scores), why)
+
+
+def _standing(response: Completion) -> int:
+    return 2 if response.finished else 0 if response.finish == "failed" else 1
+
+
+def _rank(value: float) -> float:
+    return -math.inf if math.isnan(value) else value

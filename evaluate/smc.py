@@ -1,0 +1,79 @@
+"""Sequential Monte Carlo: pure functions on weights.
+
+Weights come as logarithms, shape (n,); randomness is an argument.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+
+
+def normalise(log_weights: npt.ArrayLike) -> tuple[Floats, bool]:
+    """Probabilities proportional to exp(log_weights), and whether they are degenerate.
+
+    NaN counts as -inf. If nothing is left all are equal and the flag is True. A +inf takes all (shared among several).
+    """
+    lw = np.asarray(log_weights, dtype=np.float64)
+    lw = np.where(np.isnan(lw), -np.inf, lw)
+    top = lw.max()
+    if top == -np.inf:
+        return np.full(lw.shape, 1.0 / lw.size), True
+    weights = (lw == np.inf).astype(np.float64) if top == np.inf else np.exp(lw - top)
+    return weights / weights.sum(), False
+
+
+def effective_sample_size(weights: Floats) -> float:
+    """1 / Σ w², between 1 and n, for normalised weights."""
+    return float(1.0 / np.sum(weights**2))
+
+
+def log_mean(log_weights: npt.ArrayLike) -> float:
+    """Logarithm of the mean of exp(log_weights); -inf if all weights are zero."""
+    lw = np.asarray(log_weights, dtype=np.float64)
+    top = lw.max()
+    return float(top if np.isinf(top) else top + np.log(np.mean(np.exp(lw - top))))
+
+
+def multinomial(weights: Floats, n: int, rng: np.random.Generator) -> Indices:
+    """`n` independent ancestors."""
+    return _invert(weights, np.sort(rng.random(n)))
+
+
+def systematic(weights: Floats, n: int, rng: np.random.Generator) -> Indices:
+    """`n` ancestors by one uniform: positions (i + U)/n. Equal weights copy each particle once if n = len(weights)."""
+    return _invert(weights, (np.arange(n) + rng.random()) / n)
+
+
+def stratified(weights: Floats, n: int, rng: np.random.Generator) -> Indices:
+    """`n` ancestors by one uniform in each of n equal strata."""
+    return _invert(weights, (np.arange(n) + rng.random(n)) / n)
+
+
+def residual(weights: Floats, n: int, rng: np.random.Generator) -> Indices:
+    """⌊n·w⌋ copies of each particle, the rest multinomial from the remainders."""
+    copies = np.floor(n * weights + 1e-12).astype(np.intp)
+    fixed = np.repeat(np.arange(weights.size), copies)
+    rest = np.clip(n * weights - copies, 0.0, None)
+    if fixed.size == n:
+        return fixed
+    return np.sort(np.concatenate([fixed, multinomial(rest / rest.sum(), n - fixed.size, rng)]))
+
+
+def _invert(weights: Floats, positions: Floats) -> Indices:
+    """First index whose cumulative weight exceeds each position; never one of weight zero."""
+    cumulative = np.cumsum(weights)
+    cumulative[np.flatnonzero(weights)[-1] :] = np.inf
+    return np.searchsorted(cumulative, positions, side="right")
+
+
+RESAMPLERS = {"multinomial": multinomial, "systematic": systematic, "stratified": stratified, "residual": residual}
+
+
+def logit(score: npt.ArrayLike, eps: float = 1e-7) -> Floats:
+    """Ln s − ln(1 − s) of scores in [0, 1], clipped to [eps, 1 − eps]; NaN stays NaN."""
+    s = np.clip(np.asarray(score, dtype=np.float64), eps, 1 - eps)
+    return np.asarray(np.log(s) - np.log1p(-s))

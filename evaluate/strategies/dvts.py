@@ -1,0 +1,32 @@
+"""Diverse verifier tree search: `budget / width` independent subtrees, each keeping its best step (search-and-learn).
+
+Each subtree samples `width` continuations a step and keeps the best one; subtrees are never compared until their last
+candidates vote with their scores. Budget law: as beam search, subtree by subtree; a remainder that fills no subtree is
+not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from extratime.evaluate.program import Answer, Problem, Program, Verifier, gather
+from extratime.evaluate.strategies.beam_search import beam_search
+from extratime.evaluate.verifiers.likelihood import likelihood
+from extratime.evaluate.vote import elect
+
+
+def dvts(
+    problem: Problem,
+    budget: int,
+    rng: np.random.Generator,
+    width: int = 4,
+    verify: Verifier = likelihood,
+    step: Sequence[str] = ("\n",),
+) -> Program[Answer]:
+    """A candidate with the answer of the greatest total score over all subtrees."""
+    width = min(width, budget)
+    trees = yield from gather(beam_search(problem, width, rng, width, verify, step) for _ in range(budget // width))
+    pool = [response for tree in trees for response in tree.pool]
+    votes = [weight for tree in trees for weight in tree.weights]
+    return elect(problem, pool, votes, "weighted vote over the subtrees")

@@ -1,0 +1,45 @@
+"""First Finish Search (FFS, arXiv 2505.18149; FFS-k: arXiv 2512.02008): vote among the first k to finish.
+
+`budget` responses are read in lockstep, `chunk` tokens at a time, and reading stops once k of them have finished with
+an answer that parses; the k shortest vote. First means by token count, so that the result never hangs on timing. All
+tokens read count, those of abandoned responses too (the authors' code leaves them out). Ties in length all vote.
+Budget law: reads at most `budget` full-length samples, about budget × the k-th smallest length.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from extratime.evaluate.program import Answer, Problem, Program, extend, sample
+from extratime.evaluate.vote import ballots, elect
+from extratime.models.request import Completion
+
+
+def first_finish(
+    problem: Problem, budget: int, rng: np.random.Generator, k: int = 1, chunk: int = 16
+) -> Program[Answer]:
+    """A response with the majority answer among the k that finish in the fewest tokens.
+
+    Args:
+        problem: what to answer.
+        budget: responses read in lockstep.
+        rng: not used.
+        k: how many must finish.
+        chunk: tokens read between looks; 1 reads no token too many.
+    """
+    responses = yield from sample(problem.prompt, budget, max_tokens=chunk)
+    length = chunk
+    while len(_lengths(problem, responses)) < k and any(r.readable for r in responses) and length < problem.max_tokens:
+        length += chunk
+        responses = yield from extend(responses, max_tokens=length)
+    lengths = _lengths(problem, responses)
+    cutoff = lengths[min(k, len(lengths)) - 1] if lengths else max(r.n_tokens for r in responses)
+    votes = [float(r.finished and r.n_tokens <= cutoff) for r in responses]
+    first = [r for r, vote in zip(responses, votes, strict=True) if vote] or responses
+    chosen = elect(problem, first, [1.0] * len(first), f"vote of the first {k} to finish")
+    return Answer(chosen.response, tuple(responses), tuple(votes), chosen.why)
+
+
+def _lengths(problem: Problem, responses: list[Completion]) -> list[int]:
+    """Lengths of the responses that count as finished, ascending."""
+    votes = ballots(problem, responses)
+    return sorted(r.n_tokens for r, vote in zip(responses, votes, strict=True) if vote is not None)

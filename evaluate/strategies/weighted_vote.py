@@ -1,0 +1,29 @@
+"""Weighted vote ("best-of-N weighted", arXiv 2408.03314 §5): each response votes with its verifier's score.
+
+score(a) = Σ over responses with answer a of the score. Budget law: reads at most `budget` full-length samples. Scores
+that are logarithms (likelihood) vote with their exponential.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from extratime.evaluate.program import Answer, Problem, Program, Verifier, sample
+from extratime.evaluate.verifiers.likelihood import likelihood
+from extratime.evaluate.vote import elect
+
+
+def weighted_vote(
+    problem: Problem, budget: int, rng: np.random.Generator, verify: Verifier = likelihood
+) -> Program[Answer]:
+    """A response with the answer of the greatest total score."""
+    responses = yield from sample(problem.prompt, budget)
+    scores = yield from verify(problem, responses)
+    return elect(problem, responses, weights(scores), "weighted vote")
+
+
+def weights(scores: Sequence[float]) -> list[float]:
+    """Scores as voting weights: as they are if none is negative, else their exponentials (-inf becomes 0)."""
+    return list(scores) if all(s >= 0 for s in scores) else [0.0 if math.isnan(s) else math.exp(s) for s in scores]

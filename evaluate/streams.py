@@ -1,0 +1,238 @@
+"""Named i.i.d. streams of token paths: the only thing a run must keep.
+
+A stream is named by (engine fingerprint, prompt, sampling law). Its elements are token paths, addressed by a lane and
+a place in the lane; every path is drawn once, read as far as anyone needs, and extended, never redrawn. Requests with
+a single possible reply (`Score`, `Probe`) are kept beside them under the digest of the request.
+
+On disk a folder holds append-only files of checksummed lines. A torn or damaged line is dropped with a warning that
+names it; files merge by lying in one folder, and of two records of the same piece the first wins.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import zlib
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path as File
+from typing import Any, TextIO
+
+from extratime.models.request import Completion, Drawn, Finish, Path, Prompt
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of one path; see `Drawn` for the fields."""
+
+    text: str = ""
+    ends: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    tempered: list[float] = field(default_factory=list)
+    eos: bool = False
+
+    def append(self, drawn: Drawn) -> None:
+        """Add what was read after the part already known."""
+        offset = len(self.text)
+        self.ends += [offset + end for end in drawn.ends]
+        self.text += drawn.text
+        self.tokens += drawn.tokens
+        self.logprobs += drawn.logprobs
+        self.tempered += drawn.tempered
+        self.eos = self.eos or drawn.eos
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How far someone reads along a path.
+
+    Attributes:
+        until: terminal stop strings.
+        pause: separators; one that ends within the first `after` characters is no longer new.
+        max_tokens: length at which to stop.
+        after: characters the reader has already seen.
+    """
+
+    max_tokens: int
+    until: tuple[str, ...] = ()
+    pause: tuple[str, ...] = ()
+    after: int = 0
+
+
+def read(known: Known, prompt: Prompt, path: Path, reader: Reader) -> Completion | None:
+    """The path as far as `reader` wants it, or None if more must be drawn first."""
+    stop = min(_stops(known, reader), default=None)
+    if stop is None:
+        return None
+    n, _, finish, end = stop
+    ids = known.tokens[: n - 1 if finish == "eos" else n]
+    text = known.text[:end]
+    return Completion(
+        prompt, text, n, tuple(ids), tuple(known.logprobs[:n]), tuple(known.tempered[:n]), finish, path=path
+    )
+
+
+def _stops(known: Known, reader: Reader) -> Iterator[tuple[int, int, Finish, int]]:
+    """Each way for a reader to stop: (tokens read, precedence, why, characters of text kept)."""
+    length = len(known.ends)
+    if known.eos:
+        yield length, 0, "eos", len(known.text)
+    for text in reader.until:
+        if (at := known.text.find(text)) >= 0:
+            yield _tokens_to(known, at + len(text)), 1, "until", at
+    for text in reader.pause:
+        if (at := known.text.find(text, max(0, reader.after - len(text) + 1))) >= 0:
+            n = _tokens_to(known, at + len(text))
+            yield n, 2, "pause", _chars(known, n)
+    if length >= reader.max_tokens:
+        yield reader.max_tokens, 3, "length", _chars(known, reader.max_tokens)
+
+
+def _tokens_to(known: Known, chars: int) -> int:
+    return min(bisect_left(known.ends, chars) + 1, len(known.ends))
+
+
+def _chars(known: Known, tokens: int) -> int:
+    return known.ends[tokens - 1] if tokens else 0
+
+
+class Streams:
+    """All paths and single replies of a run; in memory, and in `folder` if one is given.
+
+    Args:
+        folder: where the files are; None keeps everything in memory.
+        writer: name of the file that this process appends to; None reads only.
+
+    Raises:
+        RuntimeError: another process is writing the same file.
+    """
+
+    def __init__(self, folder: File | None = None, writer: str | None = None) -> None:
+        self.paths: dict[Path, Known] = {}
+        self.values: dict[str, tuple[tuple[float, ...], int]] = {}
+        self._file: TextIO | None = None
+        if folder is not None:
+            if writer is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._file = _own(folder / f"{writer}.jsonl")
+            self._load(sorted(folder.glob("*.jsonl")))
+
+    def append(self, path: Path, drawn: Drawn) -> None:
+        """Keep what was drawn along `path` after its known part."""
+        known = self.paths.setdefault(path, Known())
+        record = {
+            "path": path,
+            "start": len(known.ends),
+            "text": drawn.text,
+            "ends": drawn.ends,
+            "tokens": drawn.tokens,
+            "logprobs": drawn.logprobs,
+            "eos": drawn.eos,
+        }
+        if drawn.tempered != drawn.logprobs:
+            record["tempered"] = drawn.tempered
+        known.append(drawn)
+        self._write(record)
+
+    def remember(self, key: str, values: tuple[float, ...], tokens: int) -> None:
+        """Keep the reply to a request with one possible reply, and how many tokens it asked to read."""
+        self.values[key] = (values, tokens)
+        self._write({"key": key, "values": values, "tokens": tokens})
+
+    def commit(self) -> None:
+        """Make everything kept so far durable."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Commit and give the file up."""
+        if self._file is not None:
+            self.commit()
+            self._file.close()
+            self._file = None
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(_line(record))
+
+    def _load(self, files: Iterable[File]) -> None:
+        pieces: dict[Path, list[tuple[int, Drawn]]] = {}
+        for file in files:
+            for record in _records(file):
+                if "key" in record:
+                    self.values.setdefault(record["key"], (tuple(record["values"]), record["tokens"]))
+                else:
+                    pieces.setdefault(_path(record["path"]), []).append((record["start"], _drawn(record)))
+        for path, found in pieces.items():
+            self.paths[path] = _stitch(path, found)
+
+
+def _stitch(path: Path, pieces: list[tuple[int, Drawn]]) -> Known:
+    """Join pieces in the order of their beginning; of two that begin at one place the first found wins."""
+    known = Known()
+    for start, drawn in sorted(pieces, key=lambda piece: piece[0]):
+        if start == len(known.ends) and not known.eos:
+            known.append(drawn)
+        elif start > len(known.ends):
+            log.warning("a piece of path %s from token %d on has no beginning; it is left out", path, start)
+    return known
+
+
+def _own(file: File) -> TextIO:
+    """Open `file` for appending as its only writer; a torn last line is ended so that it stays alone."""
+    handle = open(file, "a+", encoding="utf-8", newline="\n")  # noqa: SIM115  (kept open for the whole run)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise RuntimeError(
+            f"{file} is being written by another process; wait for it, or give this run another folder or shard"
+        ) from None
+    if file.stat().st_size and not _ends_with_newline(file):
+        handle.write("\n")
+        handle.flush()
+    return handle
+
+
+def _ends_with_newline(file: File) -> bool:
+    with open(file, "rb") as tail:
+        tail.seek(-1, os.SEEK_END)
+        return tail.read() == b"\n"
+
+
+def _line(record: dict[str, Any]) -> str:
+    text = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+
+
+def _records(file: File) -> Iterator[dict[str, Any]]:
+    with open(file, "rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            crc, _, body = raw.rstrip(b"\n").partition(b" ")
+            if raw != b"\n" and crc == f"{zlib.crc32(body):08x}".encode():
+                yield json.loads(body)
+            elif raw != b"\n":
+                log.warning("%s, line %d: torn or damaged record dropped; it will be drawn again", file, number)
+
+
+def _path(name: list[Any]) -> Path:
+    return Path(name[0], tuple(name[1]), name[2])
+
+
+def _drawn(record: dict[str, Any]) -> Drawn:
+    logprobs = tuple(record["logprobs"])
+    return Drawn(
+        record["text"],
+        tuple(record["ends"]),
+        tuple(record["tokens"]),
+        logprobs,
+        tuple(record.get("tempered", logprobs)),
+        record["eos"],
+    )

@@ -1,0 +1,56 @@
+"""Voting over answers: pure functions.
+
+A response votes for `problem.answer(text)`; one from which nothing can be read never wins and never counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+from extratime.evaluate.program import Answer, Problem
+from extratime.models.request import Completion
+
+
+def ballots(problem: Problem, responses: Sequence[Completion]) -> list[Hashable | None]:
+    """What each response votes for; None for unfinished, failed and unparsed ones."""
+    return [problem.answer(r.text) if r.finished else None for r in responses]
+
+
+def tally(votes: Sequence[Hashable | None], weights: Sequence[float]) -> dict[Hashable, float]:
+    """Sum of weights by answer, in order of first appearance.
+
+    Weights must be finite and at least 0, save that -inf and NaN count as 0. If all weights are zero every vote counts
+    one (metrics card: all-zero weights → unweighted).
+
+    Raises:
+        ValueError: a negative or infinite weight.
+    """
+    clean = [0.0 if math.isnan(w) or w == -math.inf else w for w in weights]
+    if any(w < 0 or w == math.inf for w in clean):
+        raise ValueError(f"weights of a vote must be finite and ≥ 0, not {min(clean)} … {max(clean)}")
+    if not any(w for w, vote in zip(clean, votes, strict=True) if vote is not None):
+        clean = [1.0] * len(clean)
+    counts: dict[Hashable, float] = {}
+    for vote, weight in zip(votes, clean, strict=True):
+        if vote is not None:
+            counts[vote] = counts.get(vote, 0.0) + weight
+    return counts
+
+
+def elect(problem: Problem, responses: Sequence[Completion], weights: Sequence[float], why: str) -> Answer:
+    """The heaviest response of the class with the greatest total weight.
+
+    Ties between classes go to the class that appeared first. If nobody votes, the first finished response answers, or
+    the first response at all.
+    """
+    votes = ballots(problem, responses)
+    counts = tally(votes, weights)
+    winner = max(counts, key=lambda vote: counts[vote]) if counts else None
+    members = [i for i, vote in enumerate(votes) if vote == winner]
+    chosen = max(members, key=lambda i: (responses[i].finished, _finite(weights[i]), -i))
+    return Answer(responses[chosen], tuple(responses), tuple(weights), why if counts else "nobody voted")
+
+
+def _finite(weight: float) -> float:
+    return -math.inf if math.isnan(weight) else weight

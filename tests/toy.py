@@ -1,0 +1,132 @@
+"""A language model whose laws are known in closed form, behind the real `Engine` protocol.
+
+`law(prompt, text)` gives the probability of each next piece of text; the empty string ends the path.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+
+from extratime.models.request import Draw, Drawn, Probe, Profile, Prompt, Read, Score, Shape, Work, digest, uniforms
+
+Law = Callable[[str, str], Mapping[str, float]]
+SHAPE = Shape(parameters=1000, layers=1, heads=1, kv_heads=1, head_dim=4)
+
+
+@dataclass
+class Row:
+    draw: Draw
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    tempered: list[float] = field(default_factory=list)
+    eos: bool = False
+    work: Work = field(default_factory=Work)
+
+    @property
+    def done(self) -> bool:
+        text = "".join(self.pieces)
+        whole = self.draw.have_text + text
+        paused = any(whole.find(p, max(0, len(self.draw.have_text) - len(p) + 1)) >= 0 for p in self.draw.pause)
+        ended = any(u in whole for u in self.draw.until)
+        return self.eos or paused or ended or len(self.draw.have) + len(self.pieces) >= self.draw.max_tokens
+
+
+class ToyEngine:
+    """Advances up to `slots` rows a token at a time; service order is random under `seed`."""
+
+    def __init__(self, law: Law, slots: int = 8, seed: int = 0, name: str = "toy", value=None, yes=None) -> None:
+        self.law, self.slots, self.value, self.yes = law, slots, value, yes
+        self.fingerprint = digest("toy", name)
+        self.profile = Profile(concurrency=slots, shape=SHAPE)
+        self.adapters = {"self_eval": "toy-adapter", "shuffled": "toy-shuffled"}
+        self.counts = Work()
+        self.seconds = {"prefill": 1.0, "decode": 1.0}
+        self.submitted = 0
+        self.ids: dict[str, int] = {}
+        self._rng = random.Random(seed)
+        self._rows: dict[Hashable, Row] = {}
+        self._reads: list[tuple[Hashable, Score | Probe]] = []
+
+    def encode(self, text: str) -> Prompt:
+        return Prompt(text, tuple(text.encode()))
+
+    def submit(self, ticket: Hashable, request: Draw | Score | Probe) -> None:
+        self.submitted += 1
+        if isinstance(request, Draw):
+            self._rows[ticket] = Row(request)
+        else:
+            self._reads.append((ticket, request))
+
+    def cancel(self, ticket: Hashable) -> Drawn | None:
+        self._reads = [item for item in self._reads if item[0] != ticket]
+        row = self._rows.pop(ticket, None)
+        return self._reply(row) if (row and row.pieces) or (row and row.eos) else None
+
+    def poll(self) -> list[tuple[Hashable, Drawn | Read]]:
+        replies: list = [(ticket, self._answer(request)) for ticket, request in self._reads]
+        self._reads = []
+        while self._rows and not replies:
+            waiting = sorted(self._rows, key=repr)
+            for ticket in self._rng.sample(waiting, min(self.slots, len(waiting))):
+                row = self._rows[ticket]
+                if not row.done:
+                    self._step(row)
+                if row.done:
+                    replies.append((ticket, self._reply(self._rows.pop(ticket))))
+        self._rng.shuffle(replies)
+        return replies
+
+    def close(self) -> None:
+        self._rows.clear()
+
+    def _step(self, row: Row) -> None:
+        draw, position = row.draw, len(row.draw.have) + len(row.pieces)
+        raw = {k: p for k, p in self.law(draw.prompt.text, draw.have_text + "".join(row.pieces)).items() if p > 0}
+        t = draw.sampling.temperature
+        hot = (
+            {k: float(p == max(raw.values())) for k, p in raw.items()}
+            if t == 0
+            else {k: p ** (1 / t) for k, p in raw.items()}
+        )
+        total = sum(hot.values())
+        u, acc = uniforms(draw.seed, position, 1)[0] * total, 0.0
+        for piece, p in hot.items():  # noqa: B007  (the last piece that was reached)
+            acc += p
+            if u < acc:
+                break
+        row.logprobs.append(math.log(raw[piece] / sum(raw.values())))
+        row.tempered.append(math.log(hot[piece] / total))
+        row.eos = piece == ""
+        if piece:
+            row.pieces.append(piece)
+        context = len(draw.prompt.ids or ()) + position + 1
+        self._count(row, Work(decode=1, pairs=context, decode_pairs=context))
+
+    def _count(self, row: Row, work: Work) -> None:
+        row.work += work
+        self.counts += work
+
+    def _reply(self, row: Row) -> Drawn:
+        ends, at = [], 0
+        for piece in row.pieces + [""] * row.eos:
+            at += len(piece)
+            ends.append(at)
+        tokens = tuple(self.ids.setdefault(piece, len(self.ids)) for piece in row.pieces)
+        return Drawn(
+            "".join(row.pieces), tuple(ends), tokens, tuple(row.logprobs), tuple(row.tempered), row.eos, row.work
+        )
+
+    def _answer(self, request: Score | Probe) -> Read:
+        if isinstance(request, Score):
+            values = tuple(self.value(request.continuation)) if self.value else (0.0,)
+            work = Work(prefill=len(request.continuation), cached=len(request.prompt.ids or ()))
+        else:
+            p = self.yes(request.completion, request.adapter) if self.yes else 0.5
+            values = (p, 1 - p)[: len(request.targets)]
+            said = request.completion
+            work = Work(prefill=7, cached=len(said.prompt.ids or ()) + len(said.tokens))
+        self.counts += work
+        return Read(values, work)
