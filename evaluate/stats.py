@@ -1,4 +1,4 @@
-"""Exact @k estimators, question-clustered intervals, paired tests, calibration and the Pareto frontier.
+"""Exact @k estimators, question-clustered intervals and paired tests.
 
 A pool is the set of samples stored for one question. The @k estimators average over every k-subset of a pool, so they
 are unbiased for k fresh draws and add no re-sampling noise. pass@k is Chen et al. 2021 (arXiv:2107.03374); best-of-k
@@ -9,7 +9,7 @@ Units: accuracies and probabilities are in [0, 1]; costs are whatever the caller
 no room left, one question's spread) is NaN, never 0; bad input is a ValueError. Functions that draw take a generator.
 
 Deliberate choices: binomial ratios are running products and maj@k conditions independent binomial votes on their sum,
-so that neither overflows nor cancels at any pool size; adaptive ECE keeps tied confidences in one bin.
+so that neither overflows nor cancels at any pool size.
 """
 
 import math
@@ -23,7 +23,6 @@ Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
 _CHUNK = 1 << 20  # array elements a resampling step may hold at once: 8 MB of float64
-_TAILS = (0.025, 0.975)  # every interval is two-sided 95 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def best_of_k(values: npt.ArrayLike, scores: Sequence[float | None] | Array, k: 
     Raises:
         ValueError: k is outside 1..M, lengths differ, or a value is not finite.
     """
-    worth = _finite(values, "values")
+    worth = finite(values, "values")
     keys = np.asarray(scores, dtype=float)
     if keys.shape != worth.shape:
         raise ValueError(f"{keys.size} scores for {worth.size} values: give one score (or None) a sample")
@@ -158,8 +157,7 @@ def maj_at_k(correct: int, others: Sequence[int], unparsed: int, k: int) -> floa
     """
     m = _check_votes(correct, others, unparsed, k)
     pmf = _binomials(m, k / (m + 1))
-    right = pmf(correct)
-    wins = 0.0
+    right, wins = pmf(correct), 0.0
     for j in range(1, min(correct, k) + 1):
         rivals = [count for count in others if count >= j]
         bystanders = pmf(m - correct - sum(rivals))  # answers with fewer than j samples can neither win nor tie
@@ -207,7 +205,7 @@ def weighted_maj_at_k(
     Raises:
         ValueError: lengths differ, k is outside 1..M, a weight is negative or not finite, or draws < 2.
     """
-    ids, w = _vote_classes(answers, correct), _finite(weights, "weights")
+    ids, w = _vote_classes(answers, correct), finite(weights, "weights")
     m = _check_votes(int(ids.size), [], 0, k)
     if w.size != m or w.min() < 0:
         raise ValueError(f"weights must be {m} non-negative numbers, got {w.size} with minimum {w.min():g}")
@@ -290,7 +288,7 @@ def question_means(samples: Sequence[npt.ArrayLike] | Array) -> Array:
     Raises:
         ValueError: there is no question, or a question has no sample or one that is not finite.
     """
-    means = np.array([_finite(x, f"question {i}").mean() for i, x in enumerate(samples)])
+    means = np.array([finite(x, f"question {i}").mean() for i, x in enumerate(samples)])
     if not means.size:
         raise ValueError("no questions: there is nothing to average")
     return means
@@ -316,8 +314,8 @@ def clustered_ci(
         ValueError: as for question_means, or resamples < 2.
     """
     means = question_means(samples)
-    draws = [counts @ means / means.size for counts in _resampled(means.size, resamples, rng)]
-    return Interval(float(means.mean()), *_percentiles(np.concatenate(draws), means.size), means.size)
+    draws = [counts @ means / means.size for counts in resampled(means.size, resamples, rng)]
+    return Interval(float(means.mean()), *percentiles(np.concatenate(draws), means.size), means.size)
 
 
 def paired_difference(
@@ -343,8 +341,7 @@ def paired_difference(
     if x.size != y.size:
         raise ValueError(f"{x.size} questions against {y.size}: a paired test needs the same questions on both sides")
     interval = clustered_ci(x - y, rng, resamples)
-    p = _sign_flip_p(x - y, rng, resamples)
-    return Difference(interval.value, interval.low, interval.high, p, interval.questions)
+    return Difference(interval.value, interval.low, interval.high, _sign_flip_p(x - y, rng, resamples), x.size)
 
 
 def _sign_flip_p(d: Array, rng: np.random.Generator, resamples: int) -> float:
@@ -371,20 +368,7 @@ def mcnemar(b: int, c: int) -> float:
     return float(min(1.0, 2 * tail / 2**n))
 
 
-def holm(p_values: npt.ArrayLike) -> Array:
-    """Holm's step-down adjusted p-values, in the order given (Holm 1979): reject where they are at most alpha.
-
-    Raises:
-        ValueError: there is no p-value or one lies outside [0, 1].
-    """
-    p = _probabilities(p_values, "p_values")
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
-    return adjusted
-
-
-def _resampled(questions: int, resamples: int, rng: np.random.Generator) -> Iterator[Array]:
+def resampled(questions: int, resamples: int, rng: np.random.Generator) -> Iterator[Array]:
     """How often each question is drawn, in chunks of shape (resamples, questions)."""
     for n in _batches(resamples, questions):
         drawn = rng.integers(0, questions, (n, questions)) + questions * np.arange(n)[:, None]
@@ -399,219 +383,18 @@ def _batches(draws: int, width: int) -> Iterator[int]:
     return (min(rows, draws - start) for start in range(0, draws, rows))
 
 
-def _percentiles(draws: Array, questions: int) -> tuple[float, float]:
+def percentiles(draws: Array, questions: int) -> tuple[float, float]:
+    """Ends of the 95 % percentile interval of a bootstrap over so many questions; NaN below two."""
     if questions < 2:
         return math.nan, math.nan
-    low, high = np.quantile(draws, _TAILS)
+    low, high = np.quantile(draws, (0.025, 0.975))
     return float(low), float(high)
 
 
-# ---- confidence: ranking and calibration
-
-
-def auroc(scores: npt.ArrayLike, correct: npt.ArrayLike) -> float:
-    """P(a right sample outscores a wrong one) + P(tie) / 2 (Mann-Whitney); NaN with one class only.
-
-    Args:
-        scores: shape (M,); -inf is allowed and ranks last.
-        correct: shape (M,), 0 or 1.
-
-    Raises:
-        ValueError: shapes differ, the pool is empty, a score is missing or a label is not 0 or 1.
-    """
-    right, wrong = _by_class(scores, correct)
-    return float(_wins(right, wrong).mean() / wrong.size) if right.size and wrong.size else math.nan
-
-
-def within_question_auroc(
-    scores: Sequence[npt.ArrayLike],
-    correct: Sequence[npt.ArrayLike],
-    rng: np.random.Generator,
-    resamples: int = 10_000,
-) -> Interval:
-    """AUROC inside each question, averaged over the questions with both classes: blind to difficulty.
-
-    The interval resamples the mixed questions; their number is in `questions`. Without any, all values are NaN.
-
-    Raises:
-        ValueError: as for auroc in some question, or the numbers of questions differ.
-    """
-    each = np.array([auroc(s, y) for s, y in zip(scores, correct, strict=True)])
-    mixed = each[~np.isnan(each)]
-    return clustered_ci(mixed, rng, resamples) if mixed.size else Interval(math.nan, math.nan, math.nan, 0)
-
-
-def auroc_ci(
-    scores: Sequence[npt.ArrayLike],
-    correct: Sequence[npt.ArrayLike],
-    rng: np.random.Generator,
-    resamples: int = 10_000,
-) -> Interval:
-    """AUROC over all samples of all questions, with the interval from resampling whole questions.
-
-    A resample's AUROC is a ratio of two quadratic forms in how often each question was drawn, so the wins between
-    every two questions (Q x Q) are counted once. Resamples with one class only are left out.
-
-    Raises:
-        ValueError: as for auroc in some question, there is none, or the numbers of questions differ.
-    """
-    split = [_by_class(s, y) for s, y in zip(scores, correct, strict=True)]
-    if not split:
-        raise ValueError("no questions: there is nothing to rank")
-    sizes = np.array([(right.size, wrong.size) for right, wrong in split], dtype=float)
-    owner = np.repeat(np.arange(len(split)), sizes[:, 0].astype(int))
-    pooled = np.concatenate([right for right, _ in split])
-    wins = np.stack([np.bincount(owner, _wins(pooled, wrong), len(split)) for _, wrong in split], axis=1)
-
-    def area(counts: Array) -> Array:
-        pairs = (counts @ sizes).prod(axis=1)
-        won = ((counts @ wins) * counts).sum(axis=1)
-        return np.asarray(np.divide(won, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0))
-
-    draws = np.concatenate([area(counts) for counts in _resampled(len(split), resamples, rng)])
-    value = float(area(np.ones((1, len(split))))[0])
-    usable = draws[~np.isnan(draws)]
-    return Interval(value, *_percentiles(usable, len(split) if usable.size else 0), len(split))
-
-
-def brier(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> float:
-    """Mean of (p - y)^2 (Brier 1950); lower is better.
-
-    Raises:
-        ValueError: shapes differ, there is no sample, or a value lies outside [0, 1].
-    """
-    p, y = _confidences(confidence, correct)
-    return float(np.mean((p - y) ** 2))
-
-
-def ece(confidence: npt.ArrayLike, correct: npt.ArrayLike, bins: int = 10) -> float:
-    """Expected calibration error over equal-width bins (l, u], p = 0 in the first: sum n_b/n |accuracy - confidence|.
-
-    Biased upwards by about sqrt(2 / pi) * mean sqrt(acc (1 - acc) / n_b): compare cells at the same n.
-
-    Raises:
-        ValueError: as for brier, or bins < 1.
-    """
-    p, y = _confidences(confidence, correct)
-    edges = np.arange(1, _check_bins(bins) + 1) / bins
-    return _calibration_error(p, y, np.searchsorted(edges, p, side="left"))
-
-
-def adaptive_ece(confidence: npt.ArrayLike, correct: npt.ArrayLike, bins: int = 10) -> float:
-    """Expected calibration error over bins of equal mass; tied confidences share the bin of their middle rank.
-
-    Raises:
-        ValueError: as for brier, or bins < 1.
-    """
-    p, y = _confidences(confidence, correct)
-    _, group, sizes = np.unique(p, return_inverse=True, return_counts=True)
-    middle = np.cumsum(sizes) - sizes / 2
-    return _calibration_error(p, y, np.floor(middle[group] / p.size * _check_bins(bins)).astype(np.intp))
-
-
-def _calibration_error(p: Array, y: Array, bin_of: Ints) -> float:
-    return float(np.abs(np.bincount(bin_of, weights=y - p)).sum() / p.size)
-
-
-def _wins(right: Array, wrong: Array) -> Array:
-    """Wrong samples that each right one outscores, ties as a half."""
-    wrong = np.sort(wrong)
-    return np.asarray((np.searchsorted(wrong, right, "left") + np.searchsorted(wrong, right, "right")) / 2)
-
-
-def _by_class(scores: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Array, Array]:
-    s, y = np.asarray(scores, dtype=float), np.asarray(correct, dtype=float)
-    if s.ndim != 1 or s.shape != y.shape or not s.size:
-        raise ValueError(f"scores {s.shape} and labels {y.shape} must be two non-empty lists of one length")
-    if np.isnan(s).any():
-        raise ValueError("a score is missing: drop the sample or give it -inf to rank it last")
-    if not np.isin(y, (0, 1)).all():
-        raise ValueError("labels must be 0 or 1")
-    return s[y == 1], s[y == 0]
-
-
-# ---- the Pareto frontier
-
-
-def pareto_frontier(cost: npt.ArrayLike, quality: npt.ArrayLike) -> list[int]:
-    """Indices on the frontier (cost down, quality up), cheapest first; of identical points the first stays.
-
-    Raises:
-        ValueError: there is no point, lengths differ or a number is not finite.
-    """
-    c, q = _finite(cost, "cost"), _finite(quality, "quality")
-    if c.shape != q.shape:
-        raise ValueError(f"{c.size} costs for {q.size} qualities: give one of each a point")
-    on = np.flatnonzero(_on_frontier(c[None], q[None])[0])
-    return [int(i) for i in on[np.argsort(c[on], kind="stable")]]
-
-
-def frontier_inclusion(
-    cost: npt.ArrayLike, quality: npt.ArrayLike, rng: np.random.Generator, resamples: int = 10_000
-) -> Array:
-    """Share of resamples of the questions in which each strategy is on the Pareto frontier of mean cost and quality.
-
-    Args:
-        cost: shape (S, Q), per strategy and question.
-        quality: shape (S, Q), the same questions.
-        rng: draws the resamples.
-        resamples: number of them.
-
-    Returns:
-        Shape (S,), in [0, 1].
-
-    Raises:
-        ValueError: shapes differ, are not (S, Q) with S, Q >= 1, a number is not finite, or resamples < 2.
-    """
-    c, q = np.asarray(cost, dtype=float), np.asarray(quality, dtype=float)
-    if c.ndim != 2 or c.shape != q.shape or not c.size:
-        raise ValueError(f"cost {c.shape} and quality {q.shape} must both have shape (strategies, questions)")
-    for values, name in ((c, "cost"), (q, "quality")):
-        _finite(values.ravel(), name)
-    # equal rows are averaged once: a rounding difference between them would decide who is dominated
-    (costs, c_row), (qualities, q_row) = (np.unique(x, axis=0, return_inverse=True) for x in (c, q))
-    hits = np.zeros(len(c))
-    for counts in _resampled(c.shape[1], resamples, rng):
-        hits += _on_frontier((counts @ costs.T)[:, c_row], (counts @ qualities.T)[:, q_row]).sum(axis=0)
-    return hits / resamples
-
-
-def _on_frontier(cost: Array, quality: Array) -> npt.NDArray[np.bool_]:
-    """Row by row: sorted by cost, then quality downwards, a point is on when it tops all before it."""
-    order = np.lexsort((-quality, cost), axis=1)
-    ranked = np.take_along_axis(quality, order, axis=1)
-    before = np.maximum.accumulate(ranked, axis=1)[:, :-1]
-    on = np.ones(cost.shape, dtype=bool)
-    np.put_along_axis(on, order[:, 1:], ranked[:, 1:] > before, axis=1)
-    return on
-
-
-# ---- input checks
-
-
-def _finite(values: npt.ArrayLike, name: str) -> Array:
+def finite(values: npt.ArrayLike, name: str) -> Array:
+    """`values` as a vector; a ValueError that names them if they are none, or not all finite numbers."""
     x = np.asarray(values, dtype=float)
     x = x[None] if x.ndim == 0 else x
     if x.ndim != 1 or not x.size or not np.isfinite(x).all():
         raise ValueError(f"{name}: need a non-empty list of finite numbers, got shape {x.shape}: {x}")
     return x
-
-
-def _probabilities(values: npt.ArrayLike, name: str) -> Array:
-    x = _finite(values, name)
-    if x.min() < 0 or x.max() > 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {x.min():g} to {x.max():g}")
-    return x
-
-
-def _confidences(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Array, Array]:
-    p, y = _probabilities(confidence, "confidence"), _probabilities(correct, "correct")
-    if p.shape != y.shape:
-        raise ValueError(f"{p.size} confidences for {y.size} labels: give one of each a sample")
-    return p, y
-
-
-def _check_bins(bins: int) -> int:
-    if bins < 1:
-        raise ValueError(f"bins={bins}: need at least one")
-    return bins

@@ -79,10 +79,6 @@ def test_reference_values():
     assert stats.mcnemar(9, 2) == pytest.approx(0.0654, abs=5e-5)
     assert stats.mcnemar(10, 2) == pytest.approx(0.0386, abs=5e-5)
     assert stats.mcnemar(0, 0) == 1.0
-    assert stats.auroc([0.9, 0.8, 0.8, 0.1], [1, 1, 0, 0]) == pytest.approx(0.875)
-    assert stats.brier([0.8, 0.4], [1, 0]) == pytest.approx(0.10)
-    assert stats.ece([0.95] * 4, [1, 1, 1, 0]) == pytest.approx(0.20)
-    assert stats.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
 
 
 def test_edges_of_the_pool():
@@ -152,32 +148,6 @@ def test_intervals_at_the_edges():
     assert stats.paired_difference([1.0] * 20, [0.0] * 20, rng, 999).p == pytest.approx(1 / 1000)
 
 
-def test_auroc_variants():
-    rng = np.random.default_rng(0)
-    assert math.isnan(stats.auroc([1, 2], [1, 1]))
-    scores, labels = [[0.9, 0.8], [0.8, 0.1], [0.2, 0.3]], [[1, 1], [0, 0], [0, 1]]
-    whole = stats.auroc_ci(scores, labels, rng, 500)
-    assert whole.value == pytest.approx(stats.auroc(np.ravel(scores), np.ravel(labels)))
-    within = stats.within_question_auroc(scores, labels, rng, 500)
-    assert (within.value, within.questions) == (1.0, 1)
-    assert stats.within_question_auroc([[1, 2]], [[1, 1]], rng).questions == 0
-
-
-def test_calibration_bins():
-    assert stats.ece([0.0, 0.1], [0, 0]) == pytest.approx(0.05)  # both in (0, .1]
-    assert stats.ece([0.3, 0.25], [0, 1]) == pytest.approx(abs(1 - 0.55) / 2)  # .3 belongs to (.2, .3]
-    p, y = np.repeat([0.2, 0.6], 6), np.tile([1, 0], 6)
-    assert stats.adaptive_ece(p, y, 4) == pytest.approx(stats.adaptive_ece(p, np.tile([1, 1, 1, 0, 0, 0], 2), 4))
-    assert stats.adaptive_ece([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 2) == pytest.approx(0.15)
-
-
-def test_pareto_frontier_and_inclusion():
-    assert stats.pareto_frontier([1, 1, 2, 3, 3], [0.5, 0.5, 0.4, 0.7, 0.6]) == [0, 3]
-    cost = [[1.0] * 6, [1.0] * 6, [2.0] * 6]
-    quality = [[0.1, 0.7, 0.3, 0.9, 0.2, 0.4]] * 3
-    assert stats.frontier_inclusion(cost, quality, np.random.default_rng(0), 50).tolist() == [1.0, 0.0, 0.0]
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -191,11 +161,6 @@ def test_pareto_frontier_and_inclusion():
         (lambda rng: stats.clustered_ci([[1], []], rng), "question 1"),
         (lambda rng: stats.paired_difference([1, 0], [1], rng), "same questions"),
         (lambda rng: stats.mcnemar(-1, 2), "negative"),
-        (lambda rng: stats.holm([]), "p_values"),
-        (lambda rng: stats.auroc([math.nan], [1]), "missing"),
-        (lambda rng: stats.brier([1.2], [1]), "confidence"),
-        (lambda rng: stats.ece([0.5], [1], 0), "bins=0"),
-        (lambda rng: stats.pareto_frontier([], []), "cost"),
     ],
 )
 def test_bad_input_is_named(call, message):

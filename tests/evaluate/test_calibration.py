@@ -1,0 +1,45 @@
+import math
+
+import numpy as np
+import pytest
+from extratime.evaluate import calibration
+
+
+def test_reference_values():
+    assert calibration.auroc([0.9, 0.8, 0.8, 0.1], [1, 1, 0, 0]) == pytest.approx(0.875)
+    assert calibration.brier([0.8, 0.4], [1, 0]) == pytest.approx(0.10)
+    assert calibration.ece([0.95] * 4, [1, 1, 1, 0]) == pytest.approx(0.20)
+
+
+def test_auroc_variants():
+    rng = np.random.default_rng(0)
+    assert math.isnan(calibration.auroc([1, 2], [1, 1]))
+    scores, labels = [[0.9, 0.8], [0.8, 0.1], [0.2, 0.3]], [[1, 1], [0, 0], [0, 1]]
+    whole = calibration.auroc_ci(scores, labels, rng, 500)
+    assert whole.value == pytest.approx(calibration.auroc(np.ravel(scores), np.ravel(labels)))
+    within = calibration.within_question_auroc(scores, labels, rng, 500)
+    assert (within.value, within.questions) == (1.0, 1)
+    assert calibration.within_question_auroc([[1, 2]], [[1, 1]], rng).questions == 0
+
+
+def test_calibration_bins():
+    assert calibration.ece([0.0, 0.1], [0, 0]) == pytest.approx(0.05)  # both in (0, .1]
+    assert calibration.ece([0.3, 0.25], [0, 1]) == pytest.approx(abs(1 - 0.55) / 2)  # .3 belongs to (.2, .3]
+    p, y = np.repeat([0.2, 0.6], 6), np.tile([1, 0], 6)
+    assert calibration.adaptive_ece(p, y, 4) == pytest.approx(
+        calibration.adaptive_ece(p, np.tile([1, 1, 1, 0, 0, 0], 2), 4)
+    )
+    assert calibration.adaptive_ece([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 2) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: calibration.auroc([math.nan], [1]), "missing"),
+        (lambda: calibration.brier([1.2], [1]), "confidence"),
+        (lambda: calibration.ece([0.5], [1], 0), "bins=0"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
