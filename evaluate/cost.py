@@ -102,6 +102,7 @@ class Meter:
     Attributes:
         cap: policy tokens that the cell may generate.
         extents: how far each path was read.
+        seen: streams and questions whose prompts the cell has read.
     """
 
     cap: int
@@ -153,11 +154,13 @@ class Meter:
         )
         return new
 
-    def question(self, context: int, tokens: int) -> None:
-        """Charge reading `tokens` after a context that the model has already read."""
-        pairs = span_pairs(context, tokens)
+    def question(self, key: str, context: int, tokens: int) -> None:
+        """Charge reading `tokens` after a context that the model has already read; asking again is in the cache."""
+        fresh = 0 if key in self.seen else tokens
+        self.seen.add(key)
+        pairs = span_pairs(context, fresh)
         self.cost += Cost(
-            prefill=tokens,
+            prefill=fresh,
             prefill_uncached=context + tokens,
             pairs=pairs,
             pairs_uncached=span_pairs(0, context + tokens),

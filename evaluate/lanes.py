@@ -14,24 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from extratime.evaluate.streams import Known, Reader, read
-from extratime.models.request import Completion, Path, Prompt, Sampling, stream_name
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How far a response is to be read.
-
-    Attributes:
-        max_tokens: of the whole response.
-        until: terminal stop strings.
-        pause: separators to stop after.
-        cut: whether `max_tokens` is what the budget left, rather than what was asked for.
-    """
-
-    max_tokens: int
-    until: tuple[str, ...] = ()
-    pause: tuple[str, ...] = ()
-    cut: bool = False
+from extratime.models.request import Completion, Draw, Path, Prompt, Sampling, path_seed, stream_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +23,18 @@ class Aim:
 
     Attributes:
         origin: the prompt that the response continues.
-        prompt: the prompt that the path continues: `origin` and the stem.
         sampling: the law.
         path: where to read.
+        response: what was read before, if anything.
         stem: the part of the response that the path does not hold.
-        reader: how far to read the path.
+        reader: how far to read the response, counted from its beginning.
         cut: whether the budget ends the reading.
     """
 
     origin: Prompt
-    prompt: Prompt
     sampling: Sampling
     path: Path
+    response: Completion | None
     stem: Completion | None
     reader: Reader
     cut: bool
@@ -63,34 +46,40 @@ class Aim:
             known: what is known of the path.
             last: nothing more can be drawn; a path that is too short then counts as cut.
         """
-        limit = min(self.reader.max_tokens, len(known.ends)) if last else self.reader.max_tokens
-        part = read(known, self.origin, self.path, replace(self.reader, max_tokens=limit))
+        whole = known.after(self.stem) if self.stem else known
+        limit = min(self.reader.max_tokens, len(whole.ends)) if last else self.reader.max_tokens
+        part = read(whole, self.origin, self.path, replace(self.reader, max_tokens=limit))
         if part is None:
             return None
-        short = part.n_tokens < self.reader.max_tokens
-        if part.finish == "length" and (self.cut or short):
-            part = replace(part, finish="cut")
-        return self._after_stem(replace(part, sampling=self.sampling))
+        short = self.cut or limit < self.reader.max_tokens
+        finish = "cut" if part.finish == "length" and short else part.finish
+        return replace(part, finish=finish, sampling=self.sampling, stem=_size(self.stem))
+
+    def draw(self, known: Known, full: int | None) -> Draw:
+        """Ask for the rest of the path.
+
+        Args:
+            known: what is known of the path.
+            full: length of a full response, for an engine that can't go on where it stopped: it draws all at once.
+        """
+        prompt, tokens = self.origin, 0
+        if self.stem:
+            prompt, tokens = prompt.then(self.stem), self.stem.n_tokens
+        return Draw(
+            prompt,
+            path_seed(self.path),
+            self.sampling,
+            (full or self.reader.max_tokens) - tokens,
+            tuple(known.tokens),
+            known.text,
+            self.reader.until,
+            () if full else self.reader.pause,
+        )
 
     def failed(self, error: str) -> Completion:
         """The response as a failure that keeps what was there before."""
-        kept = self.stem or Completion(self.origin, "", 0)
-        tokens, chars = kept.n_tokens, len(kept.text)
-        return replace(kept, finish="failed", path=self.path, stem=(tokens, chars), error=error)
-
-    def _after_stem(self, part: Completion) -> Completion:
-        stem = self.stem
-        if stem is None:
-            return part
-        return replace(
-            part,
-            text=stem.text + part.text,
-            n_tokens=stem.n_tokens + part.n_tokens,
-            tokens=stem.tokens + part.tokens,
-            logprobs=stem.logprobs + part.logprobs,
-            tempered=stem.tempered + part.tempered,
-            stem=(stem.n_tokens, len(stem.text)),
-        )
+        kept = self.response or Completion(self.origin, "", 0)
+        return replace(kept, finish="failed", path=self.path, stem=_size(self.stem), error=error)
 
 
 @dataclass(slots=True)
@@ -113,26 +102,18 @@ class Cursor:
         """The cursor of the `child`-th program of the `serial`-th gathering."""
         return Cursor(self.fingerprint, (*self.lane, serial, child))
 
-    def aim(self, prompt: Prompt, law: Sampling, response: Completion | None, reach: Reach) -> Aim:
-        """Where to read a fresh response to `prompt`, or more of `response`."""
+    def aim(self, prompt: Prompt, law: Sampling, response: Completion | None, reader: Reader, cut: bool) -> Aim:
+        """Where to read a fresh response to `prompt`, or more of `response`; see `Aim` for `reader` and `cut`."""
         if response is None:
-            return self._aim(prompt, law, self._next(prompt, law), None, 0, reach)
-        if self._own(response, law):
-            assert response.path is not None
-            return self._aim(response.prompt, law, response.path, _stem(response), len(response.text), reach)
-        base = response.prompt.then(response)
-        return self._aim(response.prompt, law, self._next(base, law), response, len(response.text), reach)
+            return Aim(prompt, law, self._next(prompt, law), None, None, reader, cut)
+        origin, path, stem = response.prompt, response.path, _stem(response)
+        if path is None or not self._own(response, path, law):
+            path, stem = self._next(origin.then(response), law), response
+        return Aim(origin, law, path, response, stem, reader, cut)
 
-    def _aim(self, origin: Prompt, law: Sampling, path: Path, stem: Completion | None, seen: int, reach: Reach) -> Aim:
-        tokens, chars = (stem.n_tokens, len(stem.text)) if stem else (0, 0)
-        prompt = origin.then(stem) if stem else origin
-        reader = Reader(reach.max_tokens - tokens, reach.until, reach.pause, seen - chars)
-        return Aim(origin, prompt, law, path, stem, reader, reach.cut)
-
-    def _own(self, response: Completion, law: Sampling) -> bool:
+    def _own(self, response: Completion, path: Path, law: Sampling) -> bool:
         """Whether `response` may be read on along its own path; if so, claims it."""
-        path = response.path
-        if path is None or response.sampling != law:
+        if response.sampling != law:
             return False
         point = (path, response.n_tokens)
         if not law.greedy and (path.lane != self.lane or point in self.claimed):
@@ -163,3 +144,7 @@ def _stem(response: Completion) -> Completion | None:
         tempered=response.tempered[:tokens],
         stem=(0, 0),
     )
+
+
+def _size(stem: Completion | None) -> tuple[int, int]:
+    return (stem.n_tokens, len(stem.text)) if stem else (0, 0)

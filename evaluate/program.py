@@ -135,12 +135,18 @@ def best(responses: Sequence[Completion], scores: Sequence[float], why: str) -> 
     """
     if not responses:
         raise ValueError("no response to choose from")
-    ranked = max(range(len(responses)), key=lambda i: (_standing(responses[i]), _rank(scores[i]), -i))
+    ranked = max(range(len(responses)), key=lambda i: (standing(responses[i]), _rank(scores[i]), -i))
     return Answer(responses[ranked], tuple(responses), tuple(scores), why)
 
 
-def _standing(response: Completion) -> int:
+def standing(response: Completion) -> int:
+    """2 for a finished response, 1 for an unfinished one, 0 for a failed one."""
     return 2 if response.finished else 0 if response.finish == "failed" else 1
+
+
+def growing(problem: Problem, response: Completion) -> bool:
+    """Whether there may be more of `response` to read, short of a full length."""
+    return response.readable and response.n_tokens < problem.max_tokens
 
 
 def _rank(value: float) -> float:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 from extratime.evaluate.cost import Cost, Ledger, Meter
-from extratime.evaluate.lanes import Aim, Cursor, Reach
+from extratime.evaluate.lanes import Aim, Cursor
 from extratime.evaluate.program import Answer, Gather, Problem, Program
-from extratime.evaluate.streams import Known, Streams
+from extratime.evaluate.streams import Known, Reader, Streams, reply_key
 from extratime.models.request import (
     Completion,
     Draw,
@@ -32,8 +32,7 @@ from extratime.models.request import (
     Sample,
     Sampling,
     Score,
-    digest,
-    path_seed,
+    fail,
 )
 
 
@@ -88,7 +87,6 @@ class _Fiber:
     replies: list[Any] = field(default_factory=list)
     missing: int = 0
     drawing: list[int] = field(default_factory=list)
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +141,8 @@ class Schedule:
                 is on an interrupt.
         """
         cells = list(cells)
+        if len({cell.key for cell in cells}) < len(cells):
+            raise ValueError("two cells have one key; keys must be unique within a run")
         try:
             for cell in cells:
                 self._ready.append((_start(cell, self.engines["policy"].fingerprint), None))
@@ -169,7 +169,7 @@ class Schedule:
         except StopIteration as stop:
             self._finish(fiber, stop.value)
         except EngineError as error:
-            self._fail(fiber, str(error))
+            self._finish(fiber, error)
         except Exception as error:
             error.add_note(f"in cell {fiber.cell.key}")
             raise
@@ -190,27 +190,20 @@ class Schedule:
                 raise TypeError(f"cell {fiber.cell.key}: a program yielded {request!r}, which is not a request")
 
     def _finish(self, fiber: _Fiber, value: Any) -> None:
-        if fiber.parent is None:
-            self._deliver(Result(fiber.cell, value, fiber.meter.cost, value.response.error))
-        else:
-            parent, slot = fiber.parent
-            self._fill(parent, slot, value)
-
-    def _fail(self, fiber: _Fiber, error: str) -> None:
         if fiber.parent is not None:
-            parent, slot = fiber.parent
-            parent.error = error
-            self._fill(parent, slot, None)
+            self._fill(*fiber.parent, value)
             return
-        nothing = Completion(fiber.cell.problem.prompt, "", 0, finish="failed", error=error)
-        self._deliver(Result(fiber.cell, Answer(nothing, (), (), "nothing: " + error), fiber.meter.cost, error))
-
-    def _deliver(self, result: Result) -> None:
-        self._results[result.cell.key] = result
+        if isinstance(value, EngineError):
+            nothing = fail(Completion(fiber.cell.problem.prompt, "", 0), str(value))
+            value = Answer(nothing, (), (), f"nothing: {value}")
+        elif not isinstance(value, Answer):
+            raise TypeError(f"cell {fiber.cell.key}: the strategy returned {value!r}, which is not an Answer")
+        result = Result(fiber.cell, value, fiber.meter.cost, value.response.error)
+        self._results[fiber.cell.key] = result
         self._on_result(result)
 
     def _expect(self, fiber: _Fiber, n: int) -> None:
-        fiber.replies, fiber.missing, fiber.drawing, fiber.error = [None] * n, n, [], ""
+        fiber.replies, fiber.missing, fiber.drawing = [None] * n, n, []
         if n == 0:
             self._ready.append((fiber, []))
 
@@ -221,16 +214,17 @@ class Schedule:
             return
         fiber.meter.join([child.meter for child in fiber.children])
         fiber.children = []
-        self._ready.append((fiber, EngineError(fiber.error) if fiber.error else self._settle(fiber)))
+        self._settle(fiber)
+        errors = [reply for reply in fiber.replies if isinstance(reply, EngineError)]
+        self._ready.append((fiber, errors[0] if errors else fiber.replies))
 
-    def _settle(self, fiber: _Fiber) -> list[Any]:
+    def _settle(self, fiber: _Fiber) -> None:
         """Charge a sample when all of its paths are there, in their order: the charge never hangs on timing."""
-        prompt, chain = _length(fiber.cell.problem.prompt), 0
-        for slot in fiber.drawing:
-            reply = fiber.replies[slot]
-            chain = max(chain, fiber.meter.draw(reply.path, prompt, reply.stem[0], reply.n_tokens - reply.stem[0]))
+        chain = 0
+        for reply in (fiber.replies[slot] for slot in fiber.drawing):
+            prompt, stem = _length(reply.prompt), reply.stem[0]
+            chain = max(chain, fiber.meter.draw(reply.path, prompt, stem, reply.n_tokens - stem))
         fiber.meter.cost += Cost(sequential=chain)
-        return fiber.replies
 
     def _fork(self, fiber: _Fiber, programs: Sequence[Program[Any]]) -> None:
         serial, fiber.forks = fiber.forks, fiber.forks + 1
@@ -255,8 +249,9 @@ class Schedule:
 
     def _wants(self, fiber: _Fiber, request: Sample) -> Iterable[_Want | Completion]:
         cell, left = fiber.cell, fiber.meter.left
-        law = request.sampling or cell.sampling
-        limit = min(request.max_tokens or cell.problem.max_tokens, cell.problem.max_tokens)
+        limit = cell.problem.max_tokens
+        if request.max_tokens is not None:
+            limit = min(limit, request.max_tokens)
         for slot, stem in enumerate(request.along or [None] * request.n):
             if stem is not None and not (stem.readable and stem.n_tokens < limit):
                 yield stem
@@ -268,20 +263,25 @@ class Schedule:
                 nothing = Completion(request.prompt, "", 0)
                 yield replace(stem or nothing, finish="cut")
                 continue
-            reach = Reach(have + grant, cell.until, request.pause, grant < limit - have)
-            yield _Want(fiber, slot, fiber.cursor.aim(request.prompt, law, stem, reach))
+            law = request.sampling or (stem and stem.sampling) or cell.sampling
+            reader = Reader(have + grant, cell.until, request.pause, len(stem.text) if stem else 0)
+            aim = fiber.cursor.aim(request.prompt, law, stem, reader, cut=grant < limit - have)
+            yield _Want(fiber, slot, aim)
 
     def _want(self, want: _Want, last: bool = False) -> None:
-        """Hand over what is known of a path if that is far enough, or `last`; else have it drawn."""
+        """Hand over what is known of a path if that is far enough, or `last`; else have it drawn.
+
+        What an engine that can't resume once left unfinished stays so: to draw it again would favour short paths.
+        """
         aim, policy = want.aim, self.engines["policy"]
-        known = self.streams.paths.get(aim.path) or Known()
-        completion = aim.read(known, last)
+        known, resumes = self.streams.paths.get(aim.path) or Known(), policy.profile.resumes
+        completion = aim.read(known, last or bool(known.ends and not resumes))
         if completion is not None:
             self._fill(want.fiber, want.slot, completion)
         elif aim.path in self._jobs:
             self._jobs[aim.path].wants.append(want)
         else:
-            request = _draw(aim, known, want.fiber.cell.problem.max_tokens, policy.profile.resumes)
+            request = aim.draw(known, None if resumes else want.fiber.cell.problem.max_tokens)
             self._jobs[aim.path] = _Job("policy", request, wants=[want])
             policy.submit(aim.path, request)
 
@@ -291,7 +291,7 @@ class Schedule:
         self._expect(fiber, len(requests))
         for slot, request in enumerate(requests):
             engine = self._engine(request.role, fiber.cell)
-            key = _key(engine, request)
+            key = reply_key(engine, request)
             if key in self.streams.values:
                 self._answer(fiber, slot, request, key)
             elif key in self._jobs:
@@ -302,7 +302,7 @@ class Schedule:
 
     def _answer(self, fiber: _Fiber, slot: int, request: Score | Probe, key: str) -> None:
         values, tokens = self.streams.values[key]
-        fiber.meter.question(_context(request), tokens)
+        fiber.meter.question(key, _context(request), tokens)
         self._fill(fiber, slot, values)
 
     def _engine(self, role: str, cell: Cell) -> Engine:
@@ -343,14 +343,13 @@ class Schedule:
         if not stuck:
             self.streams.append(path, drawn)
         for want in job.wants:
-            self._want(want, last=stuck or not self.engines["policy"].profile.resumes)
+            self._want(want, last=stuck)
 
     def _failed(self, job: _Job, error: str) -> None:
         for want in job.wants:
             self._fill(want.fiber, want.slot, want.aim.failed(error))
         for fiber, slot in job.askers:
-            fiber.error = error
-            self._fill(fiber, slot, None)
+            self._fill(fiber, slot, EngineError(error))
 
     def _abandon(self) -> None:
         """Cancel what is under way; prefixes already drawn are kept, to be read on another time."""
@@ -372,21 +371,6 @@ def _start(cell: Cell, fingerprint: str) -> _Fiber:
     return _Fiber(cell, program, Meter(cell.budget * cell.problem.max_tokens), cursor)
 
 
-def _draw(aim: Aim, known: Known, full: int, resumes: bool) -> Draw:
-    """Ask for the rest of a path; all of it from an engine that can't go on where it stopped."""
-    reader = aim.reader if resumes else replace(aim.reader, max_tokens=full, pause=())
-    return Draw(
-        aim.prompt,
-        path_seed(aim.path),
-        aim.sampling,
-        reader.max_tokens,
-        tuple(known.tokens),
-        known.text,
-        reader.until,
-        reader.pause,
-    )
-
-
 def _length(prompt: Prompt) -> int:
     return len(prompt.ids or ())
 
@@ -396,13 +380,3 @@ def _context(request: Score | Probe) -> int:
     if isinstance(request, Score):
         return _length(request.prompt)
     return _length(request.completion.prompt) + len(request.completion.tokens)
-
-
-def _key(engine: Engine, request: Score | Probe) -> str:
-    if isinstance(request, Score):
-        return digest(engine.fingerprint, "score", request.prompt, request.continuation)
-    adapter = engine.adapters[request.adapter] if request.adapter else None
-    said = request.completion
-    return digest(
-        engine.fingerprint, adapter, "probe", said.prompt, said.tokens or said.text, request.question, request.targets
-    )

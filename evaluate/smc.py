@@ -32,8 +32,9 @@ def effective_sample_size(weights: Floats) -> float:
 
 
 def log_mean(log_weights: npt.ArrayLike) -> float:
-    """Logarithm of the mean of exp(log_weights); -inf if all weights are zero."""
+    """Logarithm of the mean of exp(log_weights); -inf if all weights are zero. NaN counts as -inf."""
     lw = np.asarray(log_weights, dtype=np.float64)
+    lw = np.where(np.isnan(lw), -np.inf, lw)
     top = lw.max()
     return float(top if np.isinf(top) else top + np.log(np.mean(np.exp(lw - top))))
 

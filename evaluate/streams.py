@@ -19,9 +19,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path as File
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
-from extratime.models.request import Completion, Drawn, Finish, Path, Prompt
+from extratime.models.request import Completion, Drawn, Engine, Finish, Path, Probe, Prompt, Score, digest
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +47,31 @@ class Known:
         self.tempered += drawn.tempered
         self.eos = self.eos or drawn.eos
 
+    def after(self, stem: Completion) -> Known:
+        """A whole response: `stem` and this path. A stop may straddle the seam, but none ends within `stem`."""
+        offset = len(stem.text)
+        return Known(
+            stem.text + self.text,
+            [offset] * stem.n_tokens + [offset + end for end in self.ends],
+            [*stem.tokens, *self.tokens],
+            [*stem.logprobs, *self.logprobs],
+            [*stem.tempered, *self.tempered],
+            self.eos,
+        )
+
+    def chars(self, tokens: int) -> int:
+        """Characters of text after so many tokens."""
+        return self.ends[tokens - 1] if tokens else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How far someone reads along a path.
+    """How far someone reads.
 
     Attributes:
+        max_tokens: length at which to stop.
         until: terminal stop strings.
         pause: separators; one that ends within the first `after` characters is no longer new.
-        max_tokens: length at which to stop.
         after: characters the reader has already seen.
     """
 
@@ -78,6 +94,23 @@ def read(known: Known, prompt: Prompt, path: Path, reader: Reader) -> Completion
     )
 
 
+def reply_key(engine: Engine, request: Score | Probe) -> str:
+    """The name under which the reply to a request with one possible reply is kept.
+
+    Raises:
+        KeyError: the engine does not have the adapter that a probe names.
+    """
+    if isinstance(request, Score):
+        return digest(engine.fingerprint, "score", request.prompt, request.continuation)
+    if request.adapter is not None and request.adapter not in engine.adapters:
+        have = ", ".join(sorted(engine.adapters)) or "none"
+        raise KeyError(f"a probe names the adapter {request.adapter!r}, but the engine's adapters are: {have}")
+    adapter = engine.adapters[request.adapter] if request.adapter is not None else None
+    said = request.completion
+    heard = said.tokens or said.text
+    return digest(engine.fingerprint, adapter, "probe", said.prompt, heard, request.question, request.targets)
+
+
 def _stops(known: Known, reader: Reader) -> Iterator[tuple[int, int, Finish, int]]:
     """Each way for a reader to stop: (tokens read, precedence, why, characters of text kept)."""
     length = len(known.ends)
@@ -89,17 +122,13 @@ def _stops(known: Known, reader: Reader) -> Iterator[tuple[int, int, Finish, int
     for text in reader.pause:
         if (at := known.text.find(text, max(0, reader.after - len(text) + 1))) >= 0:
             n = _tokens_to(known, at + len(text))
-            yield n, 2, "pause", _chars(known, n)
+            yield n, 2, "pause", known.chars(n)
     if length >= reader.max_tokens:
-        yield reader.max_tokens, 3, "length", _chars(known, reader.max_tokens)
+        yield reader.max_tokens, 3, "length", known.chars(reader.max_tokens)
 
 
 def _tokens_to(known: Known, chars: int) -> int:
     return min(bisect_left(known.ends, chars) + 1, len(known.ends))
-
-
-def _chars(known: Known, tokens: int) -> int:
-    return known.ends[tokens - 1] if tokens else 0
 
 
 class Streams:
@@ -129,6 +158,7 @@ class Streams:
         record = {
             "path": path,
             "start": len(known.ends),
+            "after": _crc(known.text),
             "text": drawn.text,
             "ends": drawn.ends,
             "tokens": drawn.tokens,
@@ -163,26 +193,53 @@ class Streams:
             self._file.write(_line(record))
 
     def _load(self, files: Iterable[File]) -> None:
-        pieces: dict[Path, list[tuple[int, Drawn]]] = {}
+        pieces: dict[Path, list[_Piece]] = {}
         for file in files:
             for record in _records(file):
                 if "key" in record:
                     self.values.setdefault(record["key"], (tuple(record["values"]), record["tokens"]))
                 else:
-                    pieces.setdefault(_path(record["path"]), []).append((record["start"], _drawn(record)))
+                    pieces.setdefault(_path(record["path"]), []).append(_piece(record))
         for path, found in pieces.items():
             self.paths[path] = _stitch(path, found)
 
 
-def _stitch(path: Path, pieces: list[tuple[int, Drawn]]) -> Known:
-    """Join pieces in the order of their beginning; of two that begin at one place the first found wins."""
+class _Piece(NamedTuple):
+    """A record of a path: where it begins, the checksum of the text before it, and what it adds."""
+
+    start: int
+    after: str
+    drawn: Drawn
+
+
+def _stitch(path: Path, pieces: list[_Piece]) -> Known:
+    """Join pieces in the order of their beginning; what does not follow from the first found is left out."""
     known = Known()
-    for start, drawn in sorted(pieces, key=lambda piece: piece[0]):
-        if start == len(known.ends) and not known.eos:
-            known.append(drawn)
-        elif start > len(known.ends):
-            log.warning("a piece of path %s from token %d on has no beginning; it is left out", path, start)
+    for piece in sorted(pieces, key=lambda piece: piece.start):
+        if piece.start > len(known.ends):
+            log.warning("a piece of path %s from token %d on has no beginning; it is left out", path, piece.start)
+        elif (rest := _rest(known, piece)) is not None:
+            known.append(rest)
     return known
+
+
+def _rest(known: Known, piece: _Piece) -> Drawn | None:
+    """What `piece` adds to `known`, or None if that is nothing or belongs to other tokens."""
+    drawn, skip = piece.drawn, len(known.ends) - piece.start
+    if known.eos or skip >= len(drawn.ends):
+        return None
+    at = known.chars(piece.start) if skip else len(known.text)
+    seen = drawn.ends[skip - 1] if skip else 0
+    if _crc(known.text[:at]) != piece.after or known.text[at:] != drawn.text[:seen]:
+        return None
+    return Drawn(
+        drawn.text[seen:],
+        tuple(end - seen for end in drawn.ends[skip:]),
+        drawn.tokens[skip:],
+        drawn.logprobs[skip:],
+        drawn.tempered[skip:],
+        drawn.eos,
+    )
 
 
 def _own(file: File) -> TextIO:
@@ -209,7 +266,11 @@ def _ends_with_newline(file: File) -> bool:
 
 def _line(record: dict[str, Any]) -> str:
     text = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
-    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+    return f"{_crc(text)} {text}\n"
+
+
+def _crc(text: str) -> str:
+    return f"{zlib.crc32(text.encode('utf-8', 'surrogatepass')):08x}"
 
 
 def _records(file: File) -> Iterator[dict[str, Any]]:
@@ -226,9 +287,9 @@ def _path(name: list[Any]) -> Path:
     return Path(name[0], tuple(name[1]), name[2])
 
 
-def _drawn(record: dict[str, Any]) -> Drawn:
+def _piece(record: dict[str, Any]) -> _Piece:
     logprobs = tuple(record["logprobs"])
-    return Drawn(
+    drawn = Drawn(
         record["text"],
         tuple(record["ends"]),
         tuple(record["tokens"]),
@@ -236,3 +297,4 @@ def _drawn(record: dict[str, Any]) -> Drawn:
         tuple(record.get("tempered", logprobs)),
         record["eos"],
     )
+    return _Piece(record["start"], record["after"], drawn)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
-from extratime.evaluate.program import Answer, Problem
+from extratime.evaluate.program import Answer, Problem, standing
 from extratime.models.request import Completion
 
 
@@ -41,14 +41,14 @@ def tally(votes: Sequence[Hashable | None], weights: Sequence[float]) -> dict[Ha
 def elect(problem: Problem, responses: Sequence[Completion], weights: Sequence[float], why: str) -> Answer:
     """The heaviest response of the class with the greatest total weight.
 
-    Ties between classes go to the class that appeared first. If nobody votes, the first finished response answers, or
-    the first response at all.
+    Ties between classes go to the class that appeared first. If nobody votes, the heaviest finished response
+    answers, else the heaviest unfinished one; a failed one only if all failed.
     """
     votes = ballots(problem, responses)
     counts = tally(votes, weights)
     winner = max(counts, key=lambda vote: counts[vote]) if counts else None
     members = [i for i, vote in enumerate(votes) if vote == winner]
-    chosen = max(members, key=lambda i: (responses[i].finished, _finite(weights[i]), -i))
+    chosen = max(members, key=lambda i: (standing(responses[i]), _finite(weights[i]), -i))
     return Answer(responses[chosen], tuple(responses), tuple(weights), why if counts else "nobody voted")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import zlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
@@ -45,7 +46,6 @@ class ToyEngine:
         self.counts = Work()
         self.seconds = {"prefill": 1.0, "decode": 1.0}
         self.submitted = 0
-        self.ids: dict[str, int] = {}
         self._rng = random.Random(seed)
         self._rows: dict[Hashable, Row] = {}
         self._reads: list[tuple[Hashable, Score | Probe]] = []
@@ -97,6 +97,8 @@ class ToyEngine:
             acc += p
             if u < acc:
                 break
+        if not row.pieces:
+            self._count(row, Work(prefill=len(draw.prompt.ids or ()) + len(draw.have)))
         row.logprobs.append(math.log(raw[piece] / sum(raw.values())))
         row.tempered.append(math.log(hot[piece] / total))
         row.eos = piece == ""
@@ -114,7 +116,7 @@ class ToyEngine:
         for piece in row.pieces + [""] * row.eos:
             at += len(piece)
             ends.append(at)
-        tokens = tuple(self.ids.setdefault(piece, len(self.ids)) for piece in row.pieces)
+        tokens = tuple(zlib.crc32(piece.encode()) for piece in row.pieces)
         return Drawn(
             "".join(row.pieces), tuple(ends), tokens, tuple(row.logprobs), tuple(row.tempered), row.eos, row.work
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, sample
+from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.self_eval import self_eval
 from extratime.evaluate.vote import elect
 from extratime.models.request import Completion, Sampling
@@ -43,14 +44,10 @@ def adaptive_best_of_n(
     """
     responses: list[Completion] = []
     scores: list[float] = []
-    while len(responses) < budget and max(scores, default=-np.inf) < threshold:
+    while len(responses) < budget and not any(s >= threshold for s in scores):
         law = Sampling(temperature=schedule(len(responses) + 1)) if schedule else None
         drawn = yield from sample(problem.prompt, sampling=law)
         responses += drawn
         scores += yield from verify(problem, drawn)
-    choose = elect if vote else _best
-    return choose(problem, responses, scores, f"stopped after {len(responses)} of {budget} draws")
-
-
-def _best(problem: Problem, responses: list[Completion], scores: list[float], why: str) -> Answer:
-    return best(responses, scores, why)
+    why = f"stopped after {len(responses)} of {budget} draws"
+    return elect(problem, responses, weights(scores), why) if vote else best(responses, scores, why)

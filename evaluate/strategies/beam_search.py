@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from extratime.evaluate.program import Answer, Problem, Program, Verifier, extend, sample
+from extratime.evaluate.program import Answer, Problem, Program, Verifier, extend, growing, sample
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.evaluate.vote import elect
@@ -38,10 +38,10 @@ def beam_search(
     """
     beams = yield from sample(problem.prompt, budget, pause=step)
     for _ in range(rounds):
-        open_ = [beam for beam in beams if beam.readable]
+        open_ = [beam for beam in beams if growing(problem, beam)]
         if not open_:
             break
-        done = [beam for beam in beams if not beam.readable]
+        done = [beam for beam in beams if not growing(problem, beam)]
         scores = yield from verify(problem, open_)
         order = np.argsort([-s if s == s else np.inf for s in scores], kind="stable")
         kept = [open_[i] for i in order[: max(1, len(open_) // width)]]

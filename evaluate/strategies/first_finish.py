@@ -9,7 +9,7 @@ Budget law: reads at most `budget` full-length samples, about budget × the k-th
 from __future__ import annotations
 
 import numpy as np
-from extratime.evaluate.program import Answer, Problem, Program, extend, sample
+from extratime.evaluate.program import Answer, Problem, Program, extend, growing, sample
 from extratime.evaluate.vote import ballots, elect
 from extratime.models.request import Completion
 
@@ -28,7 +28,7 @@ def first_finish(
     """
     responses = yield from sample(problem.prompt, budget, max_tokens=chunk)
     length = chunk
-    while len(_lengths(problem, responses)) < k and any(r.readable for r in responses) and length < problem.max_tokens:
+    while len(_lengths(problem, responses)) < k and any(growing(problem, r) for r in responses):
         length += chunk
         responses = yield from extend(responses, max_tokens=length)
     lengths = _lengths(problem, responses)

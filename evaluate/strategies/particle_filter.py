@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from extratime.evaluate import smc
-from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, sample
+from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, growing, sample
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.models.request import Completion
 
@@ -49,9 +49,10 @@ def particle_filter(
     before = np.zeros(budget)
     weights = yield from _log_weights(problem, particles, verify, tau)
     for _ in range(rounds):
-        free = [i for i in range(budget) if particles[i].readable or not frozen]
-        if not any(p.readable for p in particles):
+        growth = [growing(problem, p) for p in particles]
+        if not any(growth):
             break
+        free = [i for i in range(budget) if growth[i] or not frozen]
         gain = weights - before if weighting == "ratio" else weights
         p, _ = smc.normalise(gain[free])
         ancestors = list(range(budget))
@@ -69,5 +70,6 @@ def _log_weights(
     problem: Problem, particles: Sequence[Completion], verify: Verifier, tau: float
 ) -> Program[smc.Floats]:
     scores: smc.Floats = np.asarray((yield from verify(problem, particles)), dtype=np.float64)
-    odds = smc.logit(np.exp(scores) if np.nanmin(scores) < 0 else scores)
+    logarithms = bool(np.any((scores < 0) & np.isfinite(scores)))
+    odds = smc.logit(np.exp(scores) if logarithms else scores)
     return np.asarray(np.where(np.isneginf(scores), -np.inf, odds) / tau)

@@ -25,5 +25,9 @@ def weighted_vote(
 
 
 def weights(scores: Sequence[float]) -> list[float]:
-    """Scores as voting weights: as they are if none is negative, else their exponentials (-inf becomes 0)."""
-    return list(scores) if all(s >= 0 for s in scores) else [0.0 if math.isnan(s) else math.exp(s) for s in scores]
+    """Scores as voting weights: as they are, or their exponentials if a finite one is negative.
+
+    NaN and -inf, which say that a response must not win, weigh 0 and do not turn the others into logarithms.
+    """
+    logarithms = any(-math.inf < s < 0 for s in scores)
+    return [0.0 if math.isnan(s) or s == -math.inf else math.exp(s) if logarithms else s for s in scores]
