@@ -1,0 +1,110 @@
+"""The self-evaluation token: one question after a response, answered by one token of the same model.
+
+"Would you do better if you started over?" closes the assistant's turn; the probability of "No" against "Yes" estimates
+that a fresh attempt would not beat the response (Manvi, Singh, Ermon, arXiv 2410.02725):
+
+    g = p(No) / (p(No) + p(Yes)),   p the softmax over the whole vocabulary after the question.
+
+The question is rendered by the tokenizer's own chat template, so that it works for any chat model: what the template
+adds to a conversation after the words of the response. A partial response is closed the same way.
+
+Deviation: the wording is a field of the checkpoint's manifest, not a constant, since the paper's is not published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+_RESPONSE = "response-before-the-question"
+
+
+@dataclass(frozen=True, slots=True)
+class SelfEval:
+    """What is asked after a response and which tokens answer it.
+
+    Attributes:
+        question: the user's turn after the response.
+        good: the answer that keeps the response; one token.
+        bad: the answer that starts over; one token.
+    """
+
+    question: str = 'Would you do better if you started over? ("Yes." or "No.")'
+    good: str = "No"
+    bad: str = "Yes"
+
+    def __post_init__(self) -> None:
+        if not (self.question and self.good and self.bad):
+            raise ValueError("the self-evaluation question and both of its targets need at least one character")
+        if self.good.startswith(self.bad) or self.bad.startswith(self.good):
+            raise ValueError(f"targets {self.good!r} and {self.bad!r} share their beginning: choose distinct words")
+
+
+def question_suffix(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    """What follows a response up to the place where the answer token stands.
+
+    Closes the assistant's turn, asks `question` as the user, opens the next assistant turn.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or its template changes what an assistant said.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: no chat template, so the self-evaluation question cannot be rendered; "
+            "save one with the tokenizer (tokenizer.chat_template = …; tokenizer.save_pretrained(folder))"
+        )
+    turns = [
+        {"role": "user", "content": "problem"},
+        {"role": "assistant", "content": _RESPONSE},
+        {"role": "user", "content": question},
+    ]
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    _, found, suffix = str(rendered).rpartition(_RESPONSE)
+    if not found or question not in suffix:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: its chat template changes the words of a turn, so there is no place "
+            "for the self-evaluation question after a response"
+        )
+    return suffix
+
+
+def question_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, ...]:
+    """Token ids of `question_suffix`: they are appended to a response's ids, and they activate the adapter."""
+    return tuple(tokenizer.encode(question_suffix(tokenizer, question), add_special_tokens=False))
+
+
+def target_ids(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> tuple[int, int]:
+    """Token ids of the good and the bad answer.
+
+    Raises:
+        ValueError: an answer is not one token of this tokenizer, or would merge with the question.
+    """
+    before = question_ids(tokenizer, ask.question)
+    return _answer_id(tokenizer, ask, before, ask.good), _answer_id(tokenizer, ask, before, ask.bad)
+
+
+def _answer_id(tokenizer: PreTrainedTokenizerBase, ask: SelfEval, before: tuple[int, ...], answer: str) -> int:
+    ids = tokenizer.encode(answer, add_special_tokens=False)
+    if len(ids) != 1:
+        pieces = [tokenizer.decode([i]) for i in ids]
+        raise ValueError(f"target {answer!r} is {len(ids)} tokens of {tokenizer.name_or_path} {pieces}, not one")
+    text = question_suffix(tokenizer, ask.question) + answer
+    if tuple(tokenizer.encode(text, add_special_tokens=False)) != (*before, ids[0]):
+        raise ValueError(f"target {answer!r} merges with the end of the question in {tokenizer.name_or_path}")
+    return int(ids[0])
+
+
+def read_out(good: float, bad: float) -> float:
+    """g in [0, 1] from the probabilities of the good and the bad answer under the full softmax.
+
+    Raises:
+        ValueError: both are 0 or one is not a number: the model was never taught this question.
+    """
+    total = good + bad
+    if not 0 < total <= 1 + 1e-3:
+        raise ValueError(
+            f"no self-evaluation to read: P(good) = {good}, P(bad) = {bad}; "
+            "is this the checkpoint, adapter and question of the manifest?"
+        )
+    return good / total
