@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,6 +28,17 @@ Where: TypeAlias = str | os.PathLike[str]
 EMBEDDED = "embedded"
 _EMBEDDED_FOLDER = "SmolLM2-135M-Instruct-1"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_ORIGIN = {
+    "_name_or_path",
+    "base_model_name_or_path",
+    "dtype",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "torch_dtype",
+    "transformers_version",
+}
+"""Settings that say where weights come from and who wrote them, not what they compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +48,17 @@ class Loaded:
     Attributes:
         model: a transformers model, or a PEFT model around it where adapters were asked for.
         tokenizer: its tokenizer.
-        fingerprint: SHA-256 over the weights' and adapters' files and the numeric type.
+        fingerprint: SHA-256 over the weights, what is merged into them, the settings and the numeric type. Adapters
+            beside the model are not part of it: they change nothing that the plain model draws.
         where: what was loaded.
-        adapters: names of the adapters beside the plain model.
+        adapters: the adapters beside the plain model by name, each with a fingerprint of its own.
     """
 
     model: Any
     tokenizer: Any
     fingerprint: str
     where: str
-    adapters: tuple[str, ...] = ()
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(
@@ -62,15 +74,16 @@ def load(
     Args:
         where: hub id, folder, PEFT adapter folder, or "embedded".
         revision: branch, tag or commit on the hub.
-        dtype: numeric type of the weights; "auto" takes the checkpoint's own.
-        adapters: PEFT adapter folders to load beside the plain model, by name.
+        dtype: numeric type of the weights, such as "bfloat16"; "auto" takes the checkpoint's own.
+        adapters: PEFT adapter folders to load beside the plain model, by name; none of them is merged.
         device: where to put it; the CPU if None.
         chat: whether a chat template is needed.
 
     Raises:
         FileNotFoundError: no model, tokenizer or safetensors there; the message says what to do.
-        ValueError: a chat template is needed and the tokenizer has none.
+        ValueError: a chat template is needed and the tokenizer has none; or there is no such numeric type.
     """
+    dtype = _dtype(dtype)
     named = {name: Path(path) for name, path in (adapters or {}).items()}
     own = _folder(where)
     if own is not None and (own / "adapter_config.json").is_file():
@@ -78,8 +91,8 @@ def load(
     folder = own or _fetch(str(where), revision)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     model = _with_adapters(model, named).to(device or "cpu").eval()
-    mark = fingerprint([*_weights(folder), *(w for path in named.values() for w in _weights(path))], model.dtype)
-    return Loaded(model, load_tokenizer(folder, chat), mark, str(where), tuple(named))
+    mark = fingerprint(folder, model.dtype)
+    return Loaded(model, load_tokenizer(folder, chat), mark, str(where), _marks(named, model.dtype))
 
 
 def load_tokenizer(folder: Path, chat: bool = False) -> Any:
@@ -100,14 +113,43 @@ def load_tokenizer(folder: Path, chat: bool = False) -> Any:
     return tokenizer
 
 
-def fingerprint(files: Iterable[Path], dtype: torch.dtype) -> str:
-    """SHA-256 over the contents of weight files, in order of name, and the numeric type."""
-    whole = hashlib.sha256(str(dtype).encode())
-    for path in sorted(files, key=lambda p: p.name):
+def fingerprint(folder: Path, dtype: torch.dtype, over: str = "") -> str:
+    """SHA-256 over the weights in a folder, the settings that shape what they compute, and the numeric type.
+
+    Args:
+        folder: of a model or an adapter.
+        dtype: numeric type that the weights have in use.
+        over: fingerprint of what an adapter is merged into.
+    """
+    whole = hashlib.sha256(f"{over} {dtype} {_settings(folder)}".encode())
+    for path in _weights(folder):
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 whole.update(block)
     return whole.hexdigest()
+
+
+def _settings(folder: Path) -> str:
+    """How the weights in a folder are put to use, and which tokens end a response; not where they come from."""
+    said: dict[str, Any] = {}
+    for name in ("config.json", "adapter_config.json"):
+        said |= _json(folder / name)
+    ends = _json(folder / "generation_config.json").get("eos_token_id")
+    return json.dumps([{k: v for k, v in said.items() if k not in _ORIGIN}, ends], sort_keys=True)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return said
+
+
+def _dtype(said: torch.dtype | str) -> torch.dtype | str:
+    if said == "auto" or isinstance(said, torch.dtype):
+        return said
+    found = getattr(torch, said.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"no numeric type {said!r}; take float32, bfloat16, float16 or auto")
+    return found
 
 
 def embedded_folder() -> Path:
@@ -224,15 +266,19 @@ def _load_adapter(
         raise ValueError(f"{folder / 'adapter_config.json'} names no base model: set base_model_name_or_path")
     if getattr(config, "alora_invocation_tokens", None):
         plain = load(base, config.revision, dtype, {"default": folder, **named}, device, chat)
-        return Loaded(plain.model, plain.tokenizer, plain.fingerprint, str(folder), plain.adapters)
-    plain = load(base, config.revision, dtype, None, device, False)
+        return replace(plain, where=str(folder))
+    plain = load(base, config.revision, dtype, None, device)
+    _weights(folder)
     model = PeftModel.from_pretrained(plain.model, str(folder)).merge_and_unload()
     model = _with_adapters(model, named).to(device or "cpu").eval()
     has_own = (folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(folder if has_own else Path(plain.tokenizer.name_or_path), chat)
-    files = [*_weights(folder), *(w for path in named.values() for w in _weights(path))]
-    mark = hashlib.sha256((plain.fingerprint + fingerprint(files, model.dtype)).encode()).hexdigest()
-    return Loaded(model, tokenizer, mark, str(folder), tuple(named))
+    mark = fingerprint(folder, model.dtype, plain.fingerprint)
+    return Loaded(model, tokenizer, mark, str(folder), _marks(named, model.dtype))
+
+
+def _marks(named: Mapping[str, Path], dtype: torch.dtype) -> dict[str, str]:
+    return {name: fingerprint(path, dtype) for name, path in named.items()}
 
 
 def _with_adapters(model: Any, named: Mapping[str, Path]) -> Any:
@@ -245,9 +291,3 @@ def _with_adapters(model: Any, named: Mapping[str, Path]) -> Any:
         else:
             model = PeftModel.from_pretrained(model, str(path), adapter_name=name)
     return model
-
-
-def adapter_settings(folder: Path) -> dict[str, Any]:
-    """What `adapter_config.json` of a folder says."""
-    settings: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
-    return settings

@@ -15,7 +15,7 @@ changes nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ import torch
 from extratime.models.engines.decode import Chunk, Runner, Tally, no_memory, out_of_memory
 from extratime.models.engines.kv import Pool, PrefixStore
 from extratime.models.engines.law import Laws, pick
-from extratime.models.engines.text import Text, decoder
+from extratime.models.engines.text import Text, decoder, encoder
 from extratime.models.load import Loaded
 from extratime.models.request import (
     Draw,
@@ -110,6 +110,7 @@ class HFEngine:
             model.eval(), model.device, Pool(self._config.num_hidden_layers), PrefixStore(kv_bytes // 2)
         )
         self._tokenizer = loaded.tokenizer
+        self._encode = encoder(loaded.tokenizer)
         self._decode = decoder(loaded.tokenizer)
         self._eos = end_tokens(model, loaded.tokenizer)
         self._context = context_length(self._config)
@@ -121,15 +122,14 @@ class HFEngine:
         self._replies: list[tuple[Hashable, Reply]] = []
         self._laws: tuple[list[_Row], Laws] | None = None
         self.fingerprint: str = loaded.fingerprint
+        self.adapters: Mapping[str, str] = loaded.adapters
         self.profile = Profile(max_context=self._context, concurrency=slots, shape=shape_of(model, self._config))
         self.counts = Work()
         self.seconds = self._run.seconds
 
     def encode(self, text: str) -> Prompt:
-        """`text` as token ids, with the tokenizer's own leading token unless the text has it already."""
-        bos = self._tokenizer.bos_token
-        ids = self._tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids
-        return Prompt(text, tuple(ids))
+        """`text` as token ids, after the tokenizer's own leading token."""
+        return self._encode(text)
 
     def submit(self, ticket: Hashable, request: Draw | Score | Probe) -> None:
         """Take on a request.
@@ -371,12 +371,15 @@ class HFEngine:
                 raise ValueError(f"{target!r} is {len(self._tokens(target))} tokens; a probe's target must be one")
         if request.adapter is None:
             return
-        known = list(getattr(self._run.model, "peft_config", {}))
-        if request.adapter not in known:
-            raise ValueError(f"no adapter {request.adapter!r} is loaded; there are {known}")
+        if request.adapter not in self.adapters:
+            raise ValueError(
+                f"no adapter {request.adapter!r} is loaded; there are {', '.join(self.adapters) or 'none'}"
+            )
         invocation = self._run.invocation(request.adapter)
         if invocation and last_place(list(self._tokens(request.question)), invocation) < 0:
-            raise ValueError(f"the question {request.question!r} does not contain what switches {request.adapter!r} on")
+            raise ValueError(
+                f"the question {request.question!r} does not contain what switches {request.adapter!r} on"
+            )
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         ids = prompt.ids if prompt.ids is not None else self.encode(prompt.text).ids

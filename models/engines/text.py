@@ -1,4 +1,4 @@
-"""Text that grows token by token.
+"""Text to token ids, and token ids to text that grows token by token.
 
 A token need not end where a character ends, and some tokenizers drop or add a space depending on the neighbour, so a
 token's text is the difference between decoding a short window with it and without it. Text that ends in an incomplete
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from extratime.models.request import Prompt
 
 _LONGEST = 4
 """Bytes of the longest UTF-8 character: what is still broken after so many more tokens stays broken."""
@@ -52,3 +54,23 @@ def decoder(tokenizer: Any) -> Callable[[list[int]], str]:
     if backend is not None and not getattr(tokenizer, "clean_up_tokenization_spaces", False):
         return lambda ids: str(backend.decode(ids, skip_special_tokens=True))
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def encoder(tokenizer: Any) -> Callable[[str], Prompt]:
+    """How a prompt is read: what the tokenizer puts before any text, unless the text has it already, then its tokens.
+
+    What a tokenizer puts behind a text (an end token, for some) is left out, since a prompt is there to be continued.
+    """
+    plain = _ids(tokenizer, "a", False)
+    marked = _ids(tokenizer, "a", True)
+    lead = next((marked[:i] for i in range(len(marked)) if marked[i : i + len(plain)] == plain), ())
+
+    def encode(text: str) -> Prompt:
+        ids = _ids(tokenizer, text, False)
+        return Prompt(text, ids if ids[: len(lead)] == lead else lead + ids)
+
+    return encode
+
+
+def _ids(tokenizer: Any, text: str, marked: bool) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=marked).input_ids)
