@@ -154,10 +154,11 @@ class Courier(Generic[Question, Answer]):
 
 
 class Busy:
-    """Seconds during which at least one of several overlapping things went on; a context manager of each of them."""
+    """A context manager of overlapping things; adds to `seconds[kind]` the time during which any of them went on."""
 
-    def __init__(self) -> None:
-        self._total, self._since, self._n = 0.0, 0.0, 0
+    def __init__(self, seconds: dict[str, float], kind: str) -> None:
+        self._seconds, self._kind = seconds, kind
+        self._since, self._n = 0.0, 0
 
     def __enter__(self) -> None:
         if not self._n:
@@ -167,9 +168,4 @@ class Busy:
     def __exit__(self, *_: object) -> None:
         self._n -= 1
         if not self._n:
-            self._total += time.perf_counter() - self._since
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return self._total + (time.perf_counter() - self._since if self._n else 0.0)
+            self._seconds[self._kind] += time.perf_counter() - self._since

@@ -13,7 +13,7 @@ missing more often than short ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine, Hashable, Sequence
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -82,6 +82,10 @@ class Endpoint:
 class OpenAIEngine:
     """See `extratime.models.request.Engine`.
 
+    A kind of work takes the `seconds` during which at least one request of it was in flight: draws are "decode", other
+    requests "prefill". There are no `adapters`: servers apply one to the whole text, not from a question on; a model
+    with an adapter is a model of its own, under the name it is served by.
+
     Args:
         endpoint: the server.
 
@@ -98,8 +102,10 @@ class OpenAIEngine:
         self._completions = URL(f"{self._root}/v1/completions")
         self._tokens: dict[str, list[int]] = {}
         self._served: dict[str, Json] = {}
-        self._busy = {"prefill": Busy(), "decode": Busy()}
+        self.adapters: Mapping[str, str] = {}
         self.counts = Work()
+        self.seconds = {"prefill": 0.0, "decode": 0.0}
+        self._busy = {kind: Busy(self.seconds, kind) for kind in self.seconds}
         self._courier: Courier[Question, Reply] = Courier(self._answer, self._limit)
         try:
             self._courier.call(self._connect())
@@ -109,11 +115,6 @@ class OpenAIEngine:
         model = self._served.get(endpoint.model, {})
         self.profile = self._profile(model.get("max_model_len"))
         self.fingerprint = digest("openai", self._server.name, endpoint.model, model.get("root"), endpoint.revision)
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds during which at least one request of a kind was in flight: draws are "decode", others "prefill"."""
-        return {kind: busy.seconds for kind, busy in self._busy.items()}
 
     def encode(self, text: str) -> Prompt:
         """`text` as this engine reads it: with token ids where the server takes them.
@@ -177,8 +178,7 @@ class OpenAIEngine:
         if isinstance(request, Probe):
             if len(request.targets) > server.top:
                 return f"it tells the {server.top} most likely tokens, {len(request.targets)} targets cannot be probed"
-            known = request.adapter is None or not server.lists or request.adapter in self._served
-            return "" if known else f"it serves no adapter {request.adapter!r}, only {sorted(self._served)}"
+            return f"it cannot switch to the adapter {request.adapter!r} for a question" if request.adapter else ""
         return "" if request.max_tokens > len(request.have) else f"nothing to read within {request.max_tokens} tokens"
 
     # What follows runs in the background thread.
@@ -273,7 +273,7 @@ class OpenAIEngine:
                 self._tokens[probe.question] = await self._tokenize(probe.question)
             prompt = [*asked.prompt.ids, *asked.tokens, *self._tokens[probe.question]]
         return {
-            "model": probe.adapter or self._at.model,
+            "model": self._at.model,
             "prompt": prompt,
             "max_tokens": 1,
             **self._server.law(Sampling()),

@@ -218,10 +218,10 @@ def test_probe_reads_target_probabilities(kind, engine_for):
     asked = Completion(Prompt("ab", (97, 98)), " step", 1, (200,))
     with Stub(kind) as stub:
         engine = engine_for(stub)
-        reply = one(engine, Probe(asked, "?", (" Yes", " No"), adapter="adapter"))
+        reply = one(engine, Probe(asked, "?", (" Yes", " No")))
         assert reply.values == pytest.approx((exp(-0.25), exp(-1.5)))
         body = stub.arrivals[0].body
-        assert body["prompt"] == [97, 98, 200, ord("?")] and body["max_tokens"] == 1 and body["model"] == "adapter"
+        assert body["prompt"] == [97, 98, 200, ord("?")] and body["max_tokens"] == 1 and body["model"] == "toy"
         assert engine.counts == reply.work and reply.work.decode == 1
         missing = one(engine, Probe(asked, "?", ("Maybe",)))
         assert isinstance(missing, Failure) and "Maybe" in missing.error and "3 most likely" in missing.error
@@ -252,8 +252,8 @@ def test_what_a_server_cannot_do_is_refused_before_any_work(engine_for):
         with pytest.raises(ValueError, match="nothing to read"):
             engine.submit(0, draw("a", max_tokens=0))
         assert engine.poll() == [] and not stub.arrivals
-    with Stub("vllm") as stub, pytest.raises(ValueError, match="serves no adapter 'other'"):
-        engine_for(stub).submit(0, Probe(probe.completion, "?", (" Yes",), adapter="other"))
+    with Stub("vllm") as stub, pytest.raises(ValueError, match="cannot switch to the adapter 'adapter'"):
+        engine_for(stub).submit(0, Probe(probe.completion, "?", (" Yes",), adapter="adapter"))
 
 
 def test_seeds_of_transformers_hold_only_one_at_a_time(engine_for):
