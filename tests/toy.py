@@ -5,13 +5,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import zlib
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from extratime.models.request import Draw, Drawn, Probe, Profile, Prompt, Read, Score, Shape, Work, digest, uniforms
+from extratime.evaluate.cost import Ledger
+from extratime.evaluate.program import Problem
+from extratime.evaluate.schedule import Result, Schedule
+from extratime.evaluate.streams import Streams
+from extratime.models.request import (
+    Draw,
+    Drawn,
+    Failure,
+    Probe,
+    Profile,
+    Prompt,
+    Read,
+    Score,
+    Shape,
+    Work,
+    digest,
+    uniforms,
+)
 
 Law = Callable[[str, str], Mapping[str, float]]
 SHAPE = Shape(parameters=1000, layers=1, heads=1, kv_heads=1, head_dim=4)
@@ -69,7 +88,7 @@ class ToyEngine:
         replies: list = [(ticket, self._answer(request)) for ticket, request in self._reads]
         self._reads = []
         while self._rows and not replies:
-            waiting = sorted(self._rows, key=repr)
+            waiting = list(self._rows)
             for ticket in self._rng.sample(waiting, min(self.slots, len(waiting))):
                 row = self._rows[ticket]
                 if not row.done:
@@ -132,3 +151,55 @@ class ToyEngine:
             work = Work(prefill=7, cached=len(said.prompt.ids or ()) + len(said.tokens))
         self.counts += work
         return Read(values, work)
+
+
+def told(law: Callable[[str], Mapping[str, float]]) -> Law:
+    """A law of the response alone: whatever follows the first question mark, branched or not."""
+    return lambda prompt, text: law((prompt + text).partition("?")[2])
+
+
+def ended(text: str) -> str | None:
+    """The answer of a toy response: what stands after its last "="."""
+    return text.rpartition("=")[2] or None if "=" in text else None
+
+
+def problem(id: str = "p", max_tokens: int = 16, right: str = "1", **fields) -> Problem:
+    fields = {"answer": ended, "correct": lambda text: ended(text) == right, "max_tokens": max_tokens} | fields
+    return Problem(id, Prompt(f"{id}?", tuple(f"{id}?".encode())), **fields)
+
+
+def run(engine, cells, streams: Streams | None = None, ledger: Ledger | None = None, **on) -> list[Result]:
+    """Run cells with one engine in every role."""
+    roles = {"policy": engine, "verifier": engine}
+    return Schedule(roles, streams or Streams(), ledger, **on).run(cells)
+
+
+def plain(result: Result) -> str:
+    """Everything a result says, as text."""
+    said = asdict(result.answer), asdict(result.cost), result.error
+    return f"{result.cell.key}: {json.dumps(said, sort_keys=True)}"
+
+
+class Rebooting(ToyEngine):
+    """Times out on each path that would grow beyond `patience` tokens, `times` times; then lets it be."""
+
+    def __init__(self, law: Law, patience: int, times: int, **options) -> None:
+        super().__init__(law, **options)
+        self.patience, self.times = patience, times
+        self.timeouts: Counter = Counter()
+
+    def poll(self):
+        return [(ticket, self._late(ticket, reply)) for ticket, reply in super().poll()]
+
+    def _late(self, ticket, reply):
+        if not isinstance(reply, Drawn) or len(reply.ends) <= self.patience or self.timeouts[ticket] >= self.times:
+            return reply
+        self.timeouts[ticket] += 1
+        return Failure("timed out", reply.work)
+
+
+class Silent(ToyEngine):
+    """An engine that must not be asked."""
+
+    def submit(self, ticket, request) -> None:
+        raise AssertionError(f"a replay asked the engine for {request}")
