@@ -6,7 +6,8 @@ that a fresh attempt would not beat the response (Manvi, Singh, Ermon, arXiv 241
     g = p(No) / (p(No) + p(Yes)),   p the softmax over the whole vocabulary after the question.
 
 The question is rendered by the tokenizer's own chat template, so that it works for any chat model: what the template
-adds to a conversation after the words of the response. A partial response is closed the same way.
+adds to a conversation after the words of the response. A partial response is closed the same way. For a policy that
+was trained on plain text it is appended as it is.
 
 Deviation: the wording is a field of the checkpoint's manifest, not a constant, since the paper's is not published.
 """
@@ -28,11 +29,13 @@ class SelfEval:
         question: the user's turn after the response.
         good: the answer that keeps the response; one token.
         bad: the answer that starts over; one token.
+        chat: whether the chat template makes the question a turn; False appends it as it is.
     """
 
     question: str = 'Would you do better if you started over? ("Yes." or "No.")'
     good: str = "No"
     bad: str = "Yes"
+    chat: bool = True
 
     def __post_init__(self) -> None:
         if not (self.question and self.good and self.bad):
@@ -41,27 +44,29 @@ class SelfEval:
             raise ValueError(f"targets {self.good!r} and {self.bad!r} share their beginning: choose distinct words")
 
 
-def question_suffix(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+def question_suffix(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> str:
     """What follows a response up to the place where the answer token stands.
 
-    Closes the assistant's turn, asks `question` as the user, opens the next assistant turn.
+    Closes the assistant's turn, asks the question as the user, opens the next assistant turn.
 
     Raises:
         ValueError: the tokenizer has no chat template, or its template changes what an assistant said.
     """
+    if not ask.chat:
+        return ask.question
     if not tokenizer.chat_template:
         raise ValueError(
-            f"{tokenizer.name_or_path}: no chat template, so the self-evaluation question cannot be rendered; "
-            "save one with the tokenizer (tokenizer.chat_template = …; tokenizer.save_pretrained(folder))"
+            f"{tokenizer.name_or_path}: no chat template, so the self-evaluation question cannot be a turn; save one "
+            "with the tokenizer (tokenizer.chat_template = …; tokenizer.save_pretrained(folder)), or set chat: false"
         )
     turns = [
         {"role": "user", "content": "problem"},
         {"role": "assistant", "content": _RESPONSE},
-        {"role": "user", "content": question},
+        {"role": "user", "content": ask.question},
     ]
     rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     _, found, suffix = str(rendered).rpartition(_RESPONSE)
-    if not found or question not in suffix:
+    if not found or ask.question not in suffix:
         raise ValueError(
             f"{tokenizer.name_or_path}: its chat template changes the words of a turn, so there is no place "
             "for the self-evaluation question after a response"
@@ -69,9 +74,9 @@ def question_suffix(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
     return suffix
 
 
-def question_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, ...]:
+def question_ids(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> tuple[int, ...]:
     """Token ids of `question_suffix`: they are appended to a response's ids, and they activate the adapter."""
-    return tuple(tokenizer.encode(question_suffix(tokenizer, question), add_special_tokens=False))
+    return tuple(tokenizer.encode(question_suffix(tokenizer, ask), add_special_tokens=False))
 
 
 def target_ids(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> tuple[int, int]:
@@ -80,7 +85,7 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> tuple[int, 
     Raises:
         ValueError: an answer is not one token of this tokenizer, or would merge with the question.
     """
-    before = question_ids(tokenizer, ask.question)
+    before = question_ids(tokenizer, ask)
     return _answer_id(tokenizer, ask, before, ask.good), _answer_id(tokenizer, ask, before, ask.bad)
 
 
@@ -89,7 +94,7 @@ def _answer_id(tokenizer: PreTrainedTokenizerBase, ask: SelfEval, before: tuple[
     if len(ids) != 1:
         pieces = [tokenizer.decode([i]) for i in ids]
         raise ValueError(f"target {answer!r} is {len(ids)} tokens of {tokenizer.name_or_path} {pieces}, not one")
-    text = question_suffix(tokenizer, ask.question) + answer
+    text = question_suffix(tokenizer, ask) + answer
     if tuple(tokenizer.encode(text, add_special_tokens=False)) != (*before, ids[0]):
         raise ValueError(f"target {answer!r} merges with the end of the question in {tokenizer.name_or_path}")
     return int(ids[0])

@@ -50,6 +50,7 @@ class Config(run.SFTRunConfig):
         question: what is asked after a response.
         good: the answer that keeps a response; one token.
         bad: the answer that starts over; one token.
+        chat: whether the chat template makes the question a turn.
         adapter: "alora" leaves the policy as it is; "lora" and "full" change it.
         rank: of the adapter.
         alpha: scale of the adapter.
@@ -67,6 +68,7 @@ class Config(run.SFTRunConfig):
     question: str = SelfEval().question
     good: str = SelfEval().good
     bad: str = SelfEval().bad
+    chat: bool = SelfEval().chat
     adapter: str = field(default="alora", metadata={"choices": ["alora", "lora", "full"]})
     rank: int = 32
     alpha: int = 64
@@ -166,12 +168,12 @@ def adapter_config(args: Config, invocation: Sequence[int]) -> LoraConfig | None
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe."""
     args, settings = run.parse(Config, argv)
-    ask = SelfEval(args.question, args.good, args.bad)
+    ask = SelfEval(args.question, args.good, args.bad, args.chat)
     todo = run.begin("self_eval", args, settings, [args.data])
     if todo is None:
         return
     model, tokenizer = run.load_policy(args)
-    question = question_ids(tokenizer, ask.question)
+    question = question_ids(tokenizer, ask)
     SelfEvalTrainer.targets = target_ids(tokenizer, ask)
     if args.layout == "shared" and model.config._attn_implementation != "sdpa":
         raise ValueError(f"layout: shared needs sdpa attention, not {model.config._attn_implementation}: use separate")
