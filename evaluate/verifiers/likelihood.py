@@ -17,7 +17,12 @@ def likelihood(problem: Problem, responses: Sequence[Completion]) -> Program[lis
     unknown = [r for r in responses if r.n_tokens and not r.logprobs and r.finish != "failed"]
     replies = (yield from score(Score(r.prompt, r.text, "policy") for r in unknown)) if unknown else []
     told = {id(r): values for r, values in zip(unknown, replies, strict=True)}
-    return [_mean(told.get(id(r), r.logprobs)) if r.finish != "failed" else -math.inf for r in responses]
+    return [_mean(told[id(r)]) if id(r) in told else mean_logprob(r) for r in responses]
+
+
+def mean_logprob(response: Completion) -> float:
+    """Mean log-probability per token of a response as far as the engine told it; -inf if it failed or is empty."""
+    return -math.inf if response.finish == "failed" else _mean(response.logprobs)
 
 
 def _mean(logprobs: Sequence[float]) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+
 from extratime.evaluate.program import Problem, Program, score
 from extratime.models.request import Completion, Score
 

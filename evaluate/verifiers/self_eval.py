@@ -11,15 +11,15 @@ from collections.abc import Sequence
 
 from extratime.evaluate.program import Problem, Program, probe
 from extratime.models.request import Completion, Probe
-from extratime.models.self_eval import QUESTION, TARGETS
+from extratime.models.self_eval import SelfEval
 
 
 def self_eval(
     problem: Problem,
     responses: Sequence[Completion],
     adapter: str | None = "self_eval",
-    question: str = QUESTION,
-    targets: tuple[str, str] = TARGETS,
+    question: str = SelfEval().question,
+    targets: tuple[str, str] = (SelfEval().good, SelfEval().bad),
     role: str = "policy",
 ) -> Program[list[float]]:
     """G of each response; -inf for failed ones, and where neither target has any probability.
@@ -28,7 +28,7 @@ def self_eval(
         problem: not used.
         responses: whole or partial.
         adapter: the adapter that reads the question; None asks the plain model.
-        question: as the model reads it, chat mark-up included.
+        question: as the model reads it, chat mark-up included; a checkpoint's manifest names its own.
         targets: (good, bad), one token each.
         role: whose engine answers.
     """

@@ -1,0 +1,151 @@
+"""The command line: `extratime train | evaluate | report`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLES = """\
+examples:
+  extratime train sft --config recipes/sft/embedded.yaml
+  extratime train self_eval --config recipes/self_eval/embedded.yaml --learning_rate 1e-3
+  extratime evaluate recipes/evaluate/demo.yaml --dry-run
+  extratime evaluate recipes/evaluate/demo.yaml --set limit=50 --set 'budgets=[1,4,16]'
+  extratime evaluate recipes/evaluate/demo.yaml --shard 3/8
+  extratime report runs/demo
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command != "train":
+        parser.error(f"unknown argument {rest[0]!r}; `extratime {args.command} --help` lists what there is")
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return int({"train": _train, "evaluate": _evaluate, "report": _report}[args.command](args, rest) or 0)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (FileNotFoundError, LookupError, RuntimeError, ValueError) as error:
+        if args.verbose:
+            raise
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+        print(f"extratime {args.command}: {_said(error)}{notes}", file=sys.stderr)
+        return 2
+
+
+def _said(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="extratime",
+        description="Train language models to use more compute at inference, and measure what every extra token buys.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log progress and show full tracebacks")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _train_parser(commands)
+    _evaluate_parser(commands)
+    report = commands.add_parser("report", help="leaderboard, figures and a page from a run folder")
+    report.add_argument("folder", type=Path, help="run folder, e.g. runs/demo")
+    return parser
+
+
+def _train_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser(
+        "train",
+        help="run a training recipe in this process",
+        description="Runs `python -m extratime.train.RECIPE …`; all further options are the recipe's own. For several "
+        "processes use `accelerate launch --config_file recipes/accelerate/zero2.yaml -m extratime.train.RECIPE …`.",
+        add_help=False,
+    )
+    train.add_argument("recipe", help="sft, self_eval, rollouts, …: a file in train/")
+
+
+def _evaluate_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="run checkpoint × tasks × strategies × budgets from a recipe, then report",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/evaluate/demo.yaml")
+    evaluate.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the recipe",
+    )
+    evaluate.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="every N-th document, I = 0 … N-1"
+    )
+    evaluate.add_argument("--dry-run", action="store_true", help="print the grid, the documents and an estimate; stop")
+    evaluate.add_argument("--replay", action="store_true", help="answer from the run's streams alone, with no engine")
+    evaluate.add_argument("--no-report", action="store_true", help="leave the report to `extratime report`")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    try:
+        i, n = (int(part) for part in text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 3/8") from None
+    if not 0 <= i < n:
+        raise argparse.ArgumentTypeError(f"{text!r}: the shard must be in 0 … {n - 1}")
+    return i, n
+
+
+def _train(args: argparse.Namespace, rest: list[str]) -> None:
+    known = sorted(p.stem for p in (Path(__file__).parents[1] / "train").glob("*.py"))
+    try:
+        module = importlib.import_module(f"extratime.train.{args.recipe}")
+    except ModuleNotFoundError as error:
+        if error.name != f"extratime.train.{args.recipe}":
+            raise
+        raise ValueError(f"no training recipe {args.recipe!r}; there are {', '.join(known)}") from None
+    sys.argv = [f"extratime train {args.recipe}", *rest]
+    module.main()
+
+
+def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
+    from extratime.evaluate.grid import read_recipe
+
+    recipe = read_recipe(args.recipe, args.overrides)
+    if args.dry_run:
+        from extratime.evaluate.plan import describe
+
+        print(describe(recipe, args.shard))
+        return
+    from extratime.evaluate.run import run_recipe
+
+    folder = run_recipe(recipe, args.shard, args.replay)
+    if args.shard[1] == 1 and not args.no_report:
+        _show(folder)
+    else:
+        print(f"{folder}: done; `extratime report {folder}` makes the leaderboard")
+
+
+def _report(args: argparse.Namespace, rest: list[str]) -> None:
+    _show(args.folder)
+
+
+def _show(folder: Path) -> None:
+    from extratime.evaluate.report.page import report
+
+    page = report(folder)
+    print((folder / "leaderboard.md").read_text(encoding="utf-8"))
+    print(f"page: {page.resolve()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""An evaluation recipe: one YAML file = checkpoint × tasks × strategies × budgets.
+
+    model: runs/demo/self_eval          # hub id, folder, adapter folder, or "embedded"
+    tasks: [sums_easy, sums_hard]
+    budgets: [1, 2, 4, 8, 16]
+    sampling: {temperature: 1.0}
+    strategies:
+      - greedy
+      - self_consistency
+      - best_of_n: {verify: self_eval}
+      - beam_search: {verify: {reward_model: {aggregate: min}}, width: 4, label: beam, budgets: [4, 16]}
+    output: runs/demo/report
+
+An unknown key, strategy, verifier or option is an error that names it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from extratime.models.request import Sampling
+
+HERE = Path(__file__).parent
+
+
+class RecipeError(ValueError):
+    """A recipe says something that can't be meant; the message names file, key and remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What runs the model.
+
+    Attributes:
+        kind: "hf" runs it in this process, "openai" asks a server.
+        dtype: of the weights; "auto" takes the checkpoint's own.
+        device: where; None takes a GPU if there is one.
+        slots: draws worked on at a time; None takes the engine's own number.
+        server: for "openai": vllm, sglang, llama_cpp or transformers.
+        url: for "openai".
+        timeout: for "openai": seconds for one attempt.
+        tokenizer: for "openai": folder or hub id of the model's tokenizer; it renders chats and reads prompts. None
+            leaves the reading to the server, and then there are no chats.
+    """
+
+    kind: Literal["hf", "openai"] = "hf"
+    dtype: str = "auto"
+    device: str | None = None
+    slots: int | None = None
+    server: str = "vllm"
+    url: str = "http://127.0.0.1:8000"
+    timeout: float = 600.0
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("hf", "openai"):
+            raise ValueError(f"kind must be hf or openai, not {self.kind!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a task's responses are read, where it leaves a choice.
+
+    Attributes:
+        filter: the task's filter pipeline; None takes its first.
+        metric: the task's metric; None takes its first.
+        answer: what a response votes for: "task" takes the filter's extraction, "math" the value of the formula. None
+            takes "task" where the task extracts an answer, else "math".
+    """
+
+    filter: str | None = None
+    metric: str | None = None
+    answer: Literal["task", "math"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySpec:
+    """One strategy with its options.
+
+    Attributes:
+        name: file and function under `evaluate/strategies`.
+        label: unique name in reports.
+        options: keyword arguments; "verify" names a verifier, alone or with options.
+        budgets: instead of the recipe's.
+    """
+
+    name: str
+    label: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    budgets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What one evaluation does; see the module for an example.
+
+    Attributes:
+        model: hub id, folder, adapter folder or "embedded".
+        tasks: lm-eval task names.
+        strategies: what to run.
+        output: run folder.
+        budgets: full-length samples' worth of policy tokens.
+        replicates: independent repetitions of each cell.
+        sampling: the policy's law.
+        max_tokens: length of a full response; None takes the task's `max_gen_toks`, else 256.
+        limit: documents per task.
+        engine: what runs the model.
+        adapters: folders of further adapters, by the name that verifiers use.
+        chat: whether to render prompts with the chat template.
+        system: system instruction.
+        fewshot: examples; None takes the task's own number.
+        fewshot_multiturn: whether examples are turns of the chat.
+        overrides: changes to a task's own YAML, by task; e.g. another dataset folder or split.
+        scoring: how a task is read, by task.
+        strip_thinking: whether `<think>` blocks are removed before extraction; they stay in the response and count.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    strategies: tuple[StrategySpec, ...]
+    output: Path
+    budgets: tuple[int, ...] = (1, 2, 4, 8)
+    replicates: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    limit: int | None = None
+    engine: EngineSpec = field(default_factory=EngineSpec)
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    chat: bool = True
+    system: str | None = None
+    fewshot: int | None = None
+    fewshot_multiturn: bool = True
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scoring: Mapping[str, Scoring] = field(default_factory=dict)
+    strip_thinking: bool = False
+
+    def __post_init__(self) -> None:
+        if self.engine.kind == "openai" and self.chat and self.engine.tokenizer is None:
+            raise RecipeError(
+                "chat is on, but a server takes text and no chat template is known: set engine.tokenizer to the folder or "
+                "hub id of the model's tokenizer, or chat: false"
+            )
+
+    def reading(self, task: str) -> Scoring:
+        """How the recipe reads a task."""
+        return self.scoring.get(task, Scoring())
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the grid: a strategy at one budget, in one replicate."""
+
+    spec: StrategySpec
+    budget: int
+    replicate: int
+
+    @property
+    def key(self) -> str:
+        """Its name in files and filters."""
+        return f"{self.spec.label}@{self.budget}#{self.replicate}"
+
+
+def columns(recipe: Recipe) -> list[Column]:
+    """All columns of a recipe; greedy decoding has one budget and one replicate, since more change nothing."""
+    found = []
+    for spec in recipe.strategies:
+        budgets = (1,) if spec.name == "greedy" else spec.budgets or recipe.budgets
+        replicates = 1 if spec.name == "greedy" else recipe.replicates
+        found += [Column(spec, budget, r) for budget in budgets for r in range(replicates)]
+    return found
+
+
+def read_recipe(file: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key=value` overrides (dots reach into mappings, values are YAML).
+
+    Raises:
+        RecipeError: names the file and the key.
+    """
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{file}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{file}: a recipe is a mapping of keys, not {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        return parse(raw)
+    except RecipeError as error:
+        raise RecipeError(f"{file}: {error}") from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, found, value = override.partition("=")
+    if not found:
+        raise RecipeError(f"override {override!r} is not key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        raw = raw.setdefault(parent, {})
+    raw[last] = yaml.safe_load(value)
+
+
+def parse(raw: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values; see `read_recipe`."""
+    values = dict(raw)
+    for key in ("model", "tasks", "strategies", "output"):
+        if key not in values:
+            raise RecipeError(f"the key {key!r} is missing")
+    values["tasks"] = tuple(_listed(values, "tasks"))
+    values["strategies"] = tuple(_strategy(entry) for entry in _listed(values, "strategies"))
+    values["budgets"] = _budgets(values.get("budgets", Recipe.__dataclass_fields__["budgets"].default), "budgets")
+    values["output"] = Path(values["output"])
+    values["sampling"] = _build(Sampling, values.get("sampling", {}), "sampling")
+    values["engine"] = _build(EngineSpec, values.get("engine", {}), "engine")
+    scoring = values.get("scoring", {})
+    values["scoring"] = {task: _build(Scoring, said, f"scoring.{task}") for task, said in scoring.items()}
+    recipe: Recipe = _build(Recipe, values, "the recipe")
+    _unique(recipe)
+    return recipe
+
+
+def _build(cls: type[Any], values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where}: expected a mapping, not {values!r}")
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"unknown key {key!r} in {where}; it knows {', '.join(known)}")
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def _listed(values: Mapping[str, Any], key: str) -> list[Any]:
+    value = values[key]
+    if not isinstance(value, list | tuple) or not value:
+        raise RecipeError(f"{key!r} must be a list with at least one entry, not {value!r}")
+    return list(value)
+
+
+def _budgets(value: Any, where: str) -> tuple[int, ...]:
+    numbers = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
+        raise RecipeError(f"{where} must be whole numbers of at least 1, not {value!r}")
+    return numbers
+
+
+def _strategy(entry: Any) -> StrategySpec:
+    """`name`, or `{name: {option: value, label: …, budgets: […]}}`."""
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        raise RecipeError(f"a strategy is a name or one name with its options, not {entry!r}")
+    name, said = next(iter(entry.items()))
+    options = dict(said or {})
+    label = options.pop("label", None) or _label(name, options.get("verify"))
+    budgets = _budgets(options.pop("budgets"), f"{name}.budgets") if "budgets" in options else ()
+    _check_options(find("strategies", name), name, options, skip=3)
+    return StrategySpec(name, label, options, budgets)
+
+
+def _label(name: str, verify: Any) -> str:
+    if verify is None:
+        return name
+    return f"{name}({verify if isinstance(verify, str) else next(iter(verify))})"
+
+
+def _unique(recipe: Recipe) -> None:
+    labels = [spec.label for spec in recipe.strategies]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise RecipeError(f"two strategies are called {label!r}; give one of them another `label`")
+
+
+def find(kind: Literal["strategies", "verifiers"], name: str) -> Callable[..., Any]:
+    """The strategy or verifier of a name: the function of that name in the file of that name."""
+    known = sorted(p.stem for p in (HERE / kind).glob("*.py") if p.stem != "__init__")
+    if name not in known:
+        one = {"strategies": "strategy", "verifiers": "verifier"}[kind]
+        raise RecipeError(f"no {one} {name!r}; there are {', '.join(known)}")
+    module = importlib.import_module(f"extratime.evaluate.{kind}.{name}")
+    function: Callable[..., Any] = getattr(module, name)
+    return function
+
+
+def _check_options(function: Callable[..., Any], name: str, options: Mapping[str, Any], skip: int) -> None:
+    known = list(inspect.signature(function).parameters)[skip:]
+    for key in options:
+        if key not in known:
+            raise RecipeError(f"{name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+
+
+def bind(spec: StrategySpec, known: Mapping[str, Mapping[str, Any]]) -> Callable[..., Any]:
+    """The strategy with its options.
+
+    Args:
+        spec: what the recipe says.
+        known: defaults of verifiers' options by verifier, such as the question in a checkpoint's manifest.
+    """
+    function = find("strategies", spec.name)
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.options.items()}
+    default = inspect.signature(function).parameters.get("verify")
+    if "verify" in options:
+        options["verify"] = _verifier(options["verify"], known)
+    elif default is not None:
+        options["verify"] = _verifier(default.default.__name__, known)
+    return functools.partial(function, **options)
+
+
+def _verifier(said: Any, known: Mapping[str, Mapping[str, Any]]) -> Callable[..., Any]:
+    name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()))
+    function = find("verifiers", name)
+    _check_options(function, name, options, skip=2)
+    return functools.partial(function, **{**known.get(name, {}), **options})

@@ -1,0 +1,201 @@
+"""One evaluation from its recipe: engine, streams, tasks, grid, and the run folder they leave behind.
+
+    runs/x/recipe.yaml            the resolved recipe
+    runs/x/streams/<shard>.jsonl  what was drawn: the only thing that can't be computed again
+    runs/x/results/<shard>.jsonl  one line per document and column
+    runs/x/responses/<shard>.jsonl  every distinct response once
+    runs/x/lm_eval/<shard>.json   lm-eval's own results
+    runs/x/run-<shard>.json       engine, machine, counts and seconds
+
+A run that was interrupted goes on where its streams end. Shards split the documents and may run anywhere; their files
+merge by lying in one folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from extratime.evaluate.cost import Ledger
+from extratime.evaluate.grid import Recipe, bind, columns
+from extratime.evaluate.harness import Bench, Scored, evaluate
+from extratime.evaluate.schedule import Cell, Result, Schedule
+from extratime.evaluate.streams import Streams
+from extratime.evaluate.tasks.load import load_tasks, reading
+from extratime.evaluate.verifiers.likelihood import mean_logprob
+from extratime.models.engines.open import Opened, open_engine, open_replay
+from extratime.models.request import Completion, digest
+
+LIBRARIES = ("extratime", "lm-eval", "torch", "transformers", "peft")
+
+
+def run_recipe(recipe: Recipe, shard: tuple[int, int] = (0, 1), replay: bool = False) -> Path:
+    """Run a recipe, or one shard of its documents.
+
+    Args:
+        recipe: what to run.
+        shard: (i, n): every n-th document, from the i-th on.
+        replay: answer from the streams alone, with no engine; what they lack is an error.
+
+    Returns:
+        The run folder.
+    """
+    began, name = time.time(), f"{shard[0]}-of-{shard[1]}"
+    folder = recipe.output
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = open_replay(folder) if replay else open_engine(recipe.model, recipe.adapters, recipe.engine)
+    streams = Streams(folder / "streams", None if replay else name)
+    ledger = Ledger()
+    try:
+        _write(folder / "recipe.yaml", yaml.safe_dump(_plain(recipe), sort_keys=False))
+        opened.save(folder)
+        bench = make_bench(recipe, opened, shard)
+        scored, report = evaluate(bench, _runner(opened, streams, ledger))
+        _keep(folder, name, bench, scored)
+        _write(folder / "lm_eval" / f"{name}.json", json.dumps(report, default=str))
+        _write(folder / f"run-{name}.json", json.dumps(_account(recipe, opened, ledger, began), indent=1))
+    finally:
+        streams.close()
+        opened.engine.close()
+    return folder
+
+
+def make_bench(recipe: Recipe, opened: Opened, shard: tuple[int, int] = (0, 1)) -> Bench:
+    """Tasks, columns and documents of a recipe, for one shard."""
+    tasks = load_tasks(recipe)
+    grid = columns(recipe)
+    return Bench(
+        recipe,
+        grid,
+        [bind(column.spec, opened.known) for column in grid],
+        tasks,
+        {name: reading(task, recipe.reading(name), recipe.strip_thinking) for name, task in tasks.items()},
+        {name: _documents(len(task.eval_docs), recipe.limit, shard) for name, task in tasks.items()},
+        opened.engine.encode,
+        opened.render,
+    )
+
+
+def _documents(size: int, limit: int | None, shard: tuple[int, int]) -> list[int]:
+    return list(range(size if limit is None else min(limit, size)))[shard[0] :: shard[1]]
+
+
+def _runner(opened: Opened, streams: Streams, ledger: Ledger) -> Callable[[Sequence[Cell]], list[Result]]:
+    def run(cells: Sequence[Cell]) -> list[Result]:
+        with tqdm(total=len(cells), desc="cells", unit="cell", mininterval=1.0) as bar:
+            schedule = Schedule({"policy": opened.engine}, streams, ledger, lambda result: bar.update() and None)
+            return schedule.run(cells)
+
+    return run
+
+
+def _keep(folder: Path, name: str, bench: Bench, scored: Iterable[Scored]) -> None:
+    """Write results, and every distinct response once."""
+    responses: dict[str, dict[str, Any]] = {}
+    lines = [json.dumps(_record(bench, item, responses)) for item in scored]
+    _write(folder / "results" / f"{name}.jsonl", "".join(line + "\n" for line in lines))
+    _write(folder / "responses" / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in responses.values()))
+
+
+def _record(bench: Bench, item: Scored, responses: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    result, problem = item.result, item.result.cell.problem
+    answer = result.answer
+    name = _refer(answer.response, problem.id, bench, item, responses)
+    pool = [
+        [_refer(response, problem.id, bench, item, responses), _finite(weight)]
+        for response, weight in zip(answer.pool, answer.weights, strict=True)
+    ]
+    return {
+        "task": item.task,
+        "doc_id": item.doc_id,
+        "problem": problem.id,
+        "question": problem.prompt.text,
+        "gold": item.gold,
+        "cell": item.column.key,
+        "strategy": item.column.spec.label,
+        "budget": item.column.budget,
+        "replicate": item.column.replicate,
+        "score": None if result.error else item.score,
+        "metric": item.metric,
+        "outcome": _outcome(item, responses[name]["answer"]),
+        "error": result.error,
+        "response": name,
+        "answer": responses[name]["answer"],
+        "why": answer.why,
+        "pool": pool,
+        "cost": asdict(result.cost),
+    }
+
+
+def _refer(
+    response: Completion, problem: str, bench: Bench, item: Scored, responses: dict[str, dict[str, Any]]
+) -> str:
+    name = digest(problem, response.text, response.finish, response.n_tokens, list(response.tokens))[:16]
+    if name not in responses:
+        reading = bench.readings[item.task]
+        answer = reading.answer(response.text) if response.finished else None
+        responses[name] = {
+            "id": name,
+            "text": response.text,
+            "n_tokens": response.n_tokens,
+            "finish": response.finish,
+            "logprob": _finite(mean_logprob(response)),
+            "answer": None if answer is None else str(answer),
+            "score": reading.score(item.result.cell.problem.doc, response.text),
+        }
+    return name
+
+
+def _outcome(item: Scored, answer: str | None) -> str:
+    if item.result.error:
+        return "failed"
+    if item.score > 0:
+        return "right"
+    return "unparsed" if answer is None else "wrong"
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def _account(recipe: Recipe, opened: Opened, ledger: Ledger, began: float) -> dict[str, Any]:
+    engine = opened.engine
+    shape = engine.profile.shape
+    return {
+        "model": recipe.model,
+        "engine": {"policy": engine.fingerprint},
+        "shape": asdict(shape) if shape else None,
+        "counts": {role: asdict(work) for role, work in ledger.computed.items()},
+        "seconds": {**engine.seconds, "wall": time.time() - began},
+        "device": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it could stand in a file again."""
+    said = json.loads(json.dumps(asdict(recipe), default=str))
+    said["strategies"] = [_entry(spec) for spec in said["strategies"]]
+    return {key: value for key, value in said.items() if value not in (None, {})}
+
+
+def _entry(spec: Mapping[str, Any]) -> dict[str, Any]:
+    extra = {"budgets": spec["budgets"]} if spec["budgets"] else {}
+    return {spec["name"]: {**spec["options"], "label": spec["label"], **extra}}
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)

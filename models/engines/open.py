@@ -1,0 +1,170 @@
+"""From a checkpoint's name to an engine, with what its manifest says about asking it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from extratime.models import manifest
+from extratime.models.engines.replay import ReplayEngine
+from extratime.models.request import Engine, Profile, Prompt, Shape
+
+Render = Callable[[Sequence[Mapping[str, str]], bool], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An engine, ready to be asked.
+
+    Attributes:
+        engine: the engine.
+        tokenizer: of the model; None behind a server where nobody named it.
+        known: defaults of verifiers' options by verifier, from the checkpoint's manifest.
+    """
+
+    engine: Engine
+    tokenizer: Any
+    known: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def render(self) -> Render | None:
+        """Chat to text by the model's own template, or None if it has none."""
+        if self.tokenizer is None or not self.tokenizer.chat_template:
+            return None
+
+        def render(chat: Sequence[Mapping[str, str]], reply: bool) -> str:
+            options = {"add_generation_prompt": reply, "continue_final_message": not reply}
+            return str(self.tokenizer.apply_chat_template(list(chat), tokenize=False, **options))
+
+        return render
+
+    def save(self, folder: Path) -> None:
+        """Leave what a replay needs: tokenizer, name, profile and adapters."""
+        engine = self.engine
+        if self.tokenizer is not None and not (folder / "tokenizer").is_dir():
+            self.tokenizer.save_pretrained(folder / "tokenizer")
+        said = {
+            "fingerprint": engine.fingerprint,
+            "profile": asdict(engine.profile),
+            "adapters": dict(engine.adapters),
+            "known": self.known,
+        }
+        manifest.write_json(folder / "engine.json", said)
+
+
+def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
+    """Load a checkpoint, or connect to the server that has it.
+
+    A folder that a recipe wrote needs nothing else: its manifest names the base model, and its adapter goes by the
+    name of the recipe.
+
+    Args:
+        model: hub id, folder, adapter folder, "embedded"; for a server the name under which it serves the model.
+        adapters: folders of further adapters by name.
+        spec: kind, dtype, device, slots; for a server its kind, url, timeout and the tokenizer.
+    """
+    if spec.kind == "openai":
+        return _connect(model, adapters, spec)
+    base, named, known = _resolve(model, dict(adapters))
+    from extratime.models.engines.hf import HFEngine
+    from extratime.models.load import load
+
+    loaded = load(base, dtype=spec.dtype, adapters=named, device=spec.device or _device())
+    engine = HFEngine(loaded, **({"slots": spec.slots} if spec.slots else {}))
+    return Opened(engine, loaded.tokenizer, {"self_eval": _asked(loaded.tokenizer, known)} if known else {})
+
+
+def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], tuple[str | None, Any] | None]:
+    """Base model, adapters, and (adapter, question) of the first checkpoint that was taught to evaluate itself."""
+    base = model
+    asked: tuple[str | None, Any] | None = None
+    if (Path(model) / manifest.NAME).is_file():
+        said = manifest.read(Path(model))
+        if said.kind != "full":
+            base, named = said.base, {said.recipe: model, **named}
+        elif said.self_eval:
+            asked = (None, said.self_eval)
+    for name, folder in named.items():
+        if asked is None and (Path(folder) / manifest.NAME).is_file():
+            said = manifest.read(Path(folder))
+            asked = (name, said.self_eval) if said.self_eval else None
+    return base, named, asked
+
+
+def _asked(tokenizer: Any, known: tuple[str | None, Any]) -> dict[str, Any]:
+    from extratime.models.self_eval import question_suffix
+
+    adapter, ask = known
+    return {
+        "adapter": adapter,
+        "question": question_suffix(tokenizer, ask),
+        "targets": (ask.good, ask.bad),
+    }
+
+
+def _connect(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
+    from extratime.models.engines.openai import Endpoint, OpenAIEngine
+
+    if adapters:
+        raise ValueError(f"a server switches no adapters: leave out {', '.join(adapters)}, or run the hf engine")
+    endpoint = Endpoint(model, spec.server, spec.url, concurrency=spec.slots, timeout=spec.timeout)
+    if spec.tokenizer is None:
+        return Opened(OpenAIEngine(endpoint), None, {})
+    tokenizer = _tokenizer(spec.tokenizer)
+    _, named, known = _resolve(spec.tokenizer, {})
+    asked = {"self_eval": _asked(tokenizer, known)} if known and not named else {}
+    return Opened(OpenAIEngine(endpoint, tokenizer), tokenizer, asked)
+
+
+def _tokenizer(where: str) -> Any:
+    """The tokenizer of a folder, a hub id or the embedded model; no weights are asked for."""
+    from transformers import AutoTokenizer
+
+    from extratime.models.load import EMBEDDED, embedded_folder, load_tokenizer
+
+    folder = embedded_folder() if where == EMBEDDED else Path(where).expanduser()
+    if folder.is_dir():
+        return load_tokenizer(folder)
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no tokenizer at {where}: set engine.tokenizer to a folder, a hub id or 'embedded'"
+        ) from error
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def open_replay(folder: Path) -> Opened:
+    """The engine of a finished run, without its model.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    file = folder / "engine.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no run to replay: engine.json is missing")
+    said = json.loads(file.read_text(encoding="utf-8"))
+    shape = said["profile"].pop("shape")
+    profile = Profile(**said["profile"], shape=Shape(**shape) if shape else None)
+    tokenizer: Any = None
+    encode: Callable[[str], Prompt] = _unread if profile.token_ids else Prompt
+    if (folder / "tokenizer").is_dir():
+        from extratime.models.engines.text import encoder
+        from extratime.models.load import load_tokenizer
+
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        encode = encoder(tokenizer)
+    engine = ReplayEngine(said["fingerprint"], profile, said["adapters"], encode)
+    return Opened(engine, tokenizer, said["known"])
+
+
+def _unread(text: str) -> Prompt:
+    raise FileNotFoundError("the run folder has no tokenizer, since a server read the prompts: run with engine.tokenizer")
