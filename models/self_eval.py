@@ -101,7 +101,7 @@ def _answer_id(tokenizer: PreTrainedTokenizerBase, ask: SelfEval, before: tuple[
 
 
 def read_out(good: float, bad: float) -> float:
-    """g in [0, 1] from the probabilities of the good and the bad answer under the full softmax.
+    """The share g in [0, 1] of the good answer, from both probabilities under the full softmax.
 
     Raises:
         ValueError: both are 0 or one is not a number: the model was never taught this question.

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there.
 
-A checkpoint is written into `.partial/`, flushed to disk, given `complete.json` (the SHA-256 of every file, the step and
-the number of processes) as its last file, and only then renamed to `checkpoint-<step>`. Whoever reads one checks it
-first; a damaged one is passed over for the one before it, and that is said.
+A checkpoint is written into `.partial/`, flushed to disk, given `complete.json` (the SHA-256 of every file, the step
+and the number of processes) as its last file, and only then renamed to `checkpoint-<step>`. Whoever reads one checks
+it first; a damaged one is passed over for the one before it, and that is said.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from extratime.models.manifest import differing, hash_files, write_json
 MARKER = "complete.json"
 PARTIAL = ".partial"
 _OPTIMIZER = re.compile(r"(optimizer|scheduler)\.pt|.*optim_states\.pt")
+_NEEDED = {False: r"optimizer\.pt", True: r".*optim_states\.pt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,12 @@ def read_marker(checkpoint: Path) -> Marker:
         raise ValueError(f"{checkpoint}: {MARKER} cannot be read ({error})") from error
 
 
-def damage(checkpoint: Path, fresh_optimizer: bool = False) -> str | None:
+def damage(checkpoint: Path, deepspeed: bool = False, fresh_optimizer: bool = False) -> str | None:
     """Why one cannot go on from `checkpoint` exactly, or None if one can.
 
     Args:
         checkpoint: its folder.
+        deepspeed: whether the run that goes on is under DeepSpeed, whose optimiser states are files of their own kind.
         fresh_optimizer: whether missing optimiser and scheduler states are accepted.
     """
     try:
@@ -105,8 +107,8 @@ def damage(checkpoint: Path, fresh_optimizer: bool = False) -> str | None:
         for name in states:
             if not (checkpoint / name).exists():
                 del files[name]
-    elif not states:
-        return f"{checkpoint}: holds no optimiser state"
+    elif not any(re.fullmatch(_NEEDED[deepspeed], Path(name).name) for name in states):
+        return f"{checkpoint}: holds no optimiser state for a run {'under' if deepspeed else 'without'} DeepSpeed"
     wrong = differing(checkpoint, files)
     return f"{checkpoint}: {wrong}" if wrong else None
 
@@ -117,7 +119,7 @@ def numbered(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[11:]), reverse=True)
 
 
-def last_good(output_dir: Path, fresh_optimizer: bool = False) -> Path | None:
+def last_good(output_dir: Path, deepspeed: bool = False, fresh_optimizer: bool = False) -> Path | None:
     """The newest checkpoint that is whole, or None where there is no checkpoint at all.
 
     Raises:
@@ -125,7 +127,7 @@ def last_good(output_dir: Path, fresh_optimizer: bool = False) -> Path | None:
     """
     reasons = []
     for checkpoint in numbered(output_dir):
-        reason = damage(checkpoint, fresh_optimizer)
+        reason = damage(checkpoint, deepspeed, fresh_optimizer)
         if reason is None:
             return checkpoint
         reasons.append(reason)
@@ -138,7 +140,11 @@ def last_good(output_dir: Path, fresh_optimizer: bool = False) -> Path | None:
     return None
 
 
-def forget_old(output_dir: Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints; None or 0 keeps all."""
-    for checkpoint in numbered(output_dir)[keep:] if keep else []:
+def forget_old(output_dir: Path, step: int, keep: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step`; None or 0 keeps all.
+
+    Later ones are damaged, or of a course that was left: they must not push out those that the run goes on from.
+    """
+    known = [checkpoint for checkpoint in numbered(output_dir) if int(checkpoint.name[11:]) <= step]
+    for checkpoint in known[keep:] if keep else []:
         shutil.rmtree(checkpoint)

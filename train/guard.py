@@ -1,13 +1,15 @@
 """What every run is guarded against: numbers that are not finite, and being told to stop.
 
-`Guarded` goes over any trainer. It stops before the optimiser moves when a loss or a gradient is NaN or infinite (under
-DeepSpeed the optimiser steps inside `backward`, so there the loss is the place), never saves weights that are not
-finite, writes checkpoints through `extratime.train.checkpoints`, and on SIGTERM, SIGUSR1 or Ctrl-C saves a checkpoint
-after the current step on all processes together, so that a scheduler can start the run again.
+`Guarded` goes over any trainer. It stops before the optimiser moves when a loss or a gradient is NaN or infinite
+(DeepSpeed steps inside `backward` and passes over a step whose gradients are not finite; then the run stops, too),
+never saves weights that are not finite, writes checkpoints through `extratime.train.checkpoints`, and on SIGTERM,
+SIGUSR1 or Ctrl-C saves a checkpoint after the current step on all processes together, so that a scheduler can start
+the run again.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import threading
@@ -19,6 +21,7 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from extratime.models.manifest import write_json
 from extratime.train import checkpoints
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -48,9 +51,7 @@ class StopOnSignal(TrainerCallback):
         self.signal = 0
         self._before: dict[int, Any] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Listen."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -118,6 +119,34 @@ class Guarded(Trainer):
         folder = Path(super()._get_output_dir(trial))
         return str(folder / checkpoints.PARTIAL if self._writing else folder)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch, unless every step is taken: a run that was stopped between its last step and its end."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """With it, what was counted since the last log: else the next log would average over fewer steps."""
+        super()._save_rng_state(output_dir)
+        counted = {
+            "loss": self._tr_loss.item(),
+            "logged": self._globalstep_last_logged,
+            "metrics": getattr(self, "_metrics", {}).get("train", {}),
+            "tokens": getattr(self, "_total_train_tokens", 0),
+        }
+        write_json(Path(output_dir) / f"counted_{self.args.process_index}.json", counted)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        path = Path(checkpoint or "") / f"counted_{self.args.process_index}.json"
+        if not (checkpoint and path.is_file()):
+            return
+        counted = json.loads(path.read_text(encoding="utf-8"))
+        self._tr_loss += counted["loss"]
+        self._globalstep_last_logged = counted["logged"]
+        self._total_train_tokens = counted["tokens"]
+        for name, values in counted["metrics"].items():
+            self._metrics["train"][name] += values
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
@@ -138,7 +167,7 @@ class Guarded(Trainer):
         if self.is_world_process_zero():
             marker = checkpoints.Marker(self.state.global_step, self.args.world_size, files={}, **self.told)
             checkpoints.publish(output / checkpoints.PARTIAL / name, output / name, marker)
-            checkpoints.forget_old(output, self.args.save_total_limit)
+            checkpoints.forget_old(output, self.state.global_step, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
 

@@ -234,7 +234,8 @@ def _sees(padded: torch.Tensor) -> torch.Tensor:
     order = torch.ones(depth.shape[1], depth.shape[1], dtype=torch.bool).tril()
     own = (response[:, None, :] == response[:, :, None]) & (depth[:, None, :] < reach[:, :, None])
     text = (copy[:, None, :] == _NO_COPY) & ((response[:, None, :] == _PROMPT) | own)
-    return order & (text & (copy != _PAD)[:, :, None] | (copy[:, None, :] == copy[:, :, None]) & (copy != _NO_COPY)[:, :, None])
+    asked = (copy[:, None, :] == copy[:, :, None]) & (copy != _NO_COPY)[:, :, None]
+    return order & (text & (copy != _PAD)[:, :, None] | asked)
 
 
 def _alone(row: dict[str, Any], reading: dict[str, Any]) -> dict[str, Any]:

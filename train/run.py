@@ -11,6 +11,8 @@ A run is its output folder: started again it goes on from its last whole checkpo
 from __future__ import annotations
 
 import difflib
+import json
+import netrc
 import os
 import shutil
 import signal
@@ -19,10 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 import yaml
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from trl import SFTConfig, TrlParser
 
@@ -48,6 +52,7 @@ class RunConfig:
             that holds any; else a checkpoint folder.
         fresh_optimizer: go on from a checkpoint whose optimiser or scheduler state is missing.
         use_cpu: train on the CPU; by default where there is no accelerator.
+        bf16: compute in bfloat16, weights as `dtype` says; by default where there is an accelerator.
         save_steps: optimiser steps between checkpoints.
         save_total_limit: how many checkpoints are kept.
         activation_checkpointing: trade compute for memory.
@@ -60,10 +65,17 @@ class RunConfig:
     resume: str = "auto"
     fresh_optimizer: bool = False
     use_cpu: bool = field(default_factory=lambda: not torch.accelerator.is_available())
+    bf16: bool | None = None
     save_steps: float = 50
     save_total_limit: int | None = 2
     activation_checkpointing: bool = False
     dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
+
+    def __post_init__(self) -> None:
+        """TRL computes in bfloat16 wherever it is not told otherwise; a CPU is slower and less exact in it."""
+        if self.bf16 is None:
+            self.bf16 = not (self.use_cpu or self.fp16)
+        super().__post_init__()
 
 
 @dataclass
@@ -90,10 +102,23 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> tuple[Conf
     (args,) = TrlParser(dataclass_types=[config]).parse_args_and_config(words)
     if args.save_strategy == "best" or args.load_best_model_at_end:
         raise ValueError("save_strategy: best and load_best_model_at_end are not supported: pick by evaluation")
-    if not os.environ.get("WANDB_API_KEY"):
-        os.environ.setdefault("WANDB_MODE", "offline")
+    _choose_wandb(args)
     plain = args.to_dict()
     return args, {key: plain[key] for key in sorted(named & {f.name for f in fields(config)})}
+
+
+def _choose_wandb(args: Any) -> None:
+    """Log into the run's folder, and offline where there is no account; what the environment says goes first."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        account = os.environ.get("WANDB_API_KEY") or netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        account = None
+    if not account:
+        os.environ.setdefault("WANDB_MODE", "offline")
+    if "wandb" in args.report_to:
+        os.environ.setdefault("WANDB_DIR", args.output_dir)
+        Path(os.environ["WANDB_DIR"]).mkdir(parents=True, exist_ok=True)
 
 
 def _file_keys(path: Path, config: type[Any]) -> set[str]:
@@ -139,8 +164,11 @@ def begin(recipe: str, args: SFTRunConfig, settings: Mapping[str, Any], inputs: 
 
     def look() -> Run | None:
         hashes = {name: manifest.hash_file(_existing(name)) for name in inputs}
+        base = manifest.hash_weights(Path(args.model)) if Path(args.model).is_dir() else None
+        if base:
+            hashes[args.model] = base
         run = Manifest(
-            recipe, "full", args.model, args.revision, settings=learned, seeds={"seed": args.seed}, inputs=hashes
+            recipe, "full", args.model, base_sha256=base, settings=learned, seeds={"seed": args.seed}, inputs=hashes
         )
         return None if _finished(args, run) else Run(_resume_point(args, run), run)
 
@@ -162,7 +190,7 @@ def _finished(args: SFTRunConfig, run: Manifest) -> bool:
     other += differences(done.inputs, run.inputs)
     if other:
         raise ValueError(
-            f"{folder} holds a finished run with other settings ({'; '.join(other)}); choose another --output_dir "
+            f"{folder} holds a finished run of something else ({'; '.join(other)}); choose another --output_dir "
             "or remove the folder"
         )
     sys.stderr.write(f"{folder}: finished already\n")
@@ -181,13 +209,16 @@ def _resume_point(args: SFTRunConfig, run: Manifest) -> Path | None:
         if checkpoints.numbered(folder):
             raise ValueError(f"{folder} holds checkpoints; remove them or choose another --output_dir")
         return None
+    deepspeed = args.deepspeed_plugin is not None
+    if deepspeed and args.fresh_optimizer:
+        raise ValueError("DeepSpeed cannot go on without optimiser states: start a new run from the weights, --model")
     if args.resume == "auto":
-        place = checkpoints.last_good(folder, args.fresh_optimizer)
+        place = checkpoints.last_good(folder, deepspeed, args.fresh_optimizer)
         return place and _compatible(place, args, run)
     place = Path(args.resume)
-    reason = checkpoints.damage(place, args.fresh_optimizer)
+    reason = checkpoints.damage(place, deepspeed, args.fresh_optimizer)
     if reason:
-        raise ValueError(f"{reason}; --fresh_optimizer true goes on without optimiser states")
+        raise ValueError(f"cannot go on from {reason}")
     return _compatible(place, args, run)
 
 
@@ -195,7 +226,7 @@ def _compatible(place: Path, args: SFTRunConfig, run: Manifest) -> Path:
     marker = checkpoints.read_marker(place)
     data = differences(marker.inputs, run.inputs)
     if data:
-        raise ValueError(f"{place} was trained on other data ({'; '.join(data)}); choose another --output_dir")
+        raise ValueError(f"{place} was trained on something else ({'; '.join(data)}); choose another --output_dir")
     changed = differences(marker.settings, run.settings)
     changed += differences({"processes": marker.world}, {"processes": args.world_size})
     sys.stderr.write(f"going on from {place}" + (f", changed: {'; '.join(changed)}" if changed else "") + "\n")
@@ -245,7 +276,8 @@ def fit(trainer: type[Trainer], args: SFTRunConfig, run: Run, **parts: Any) -> N
     session.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
     if session.stop.signal and session.state.global_step < session.state.max_steps:
         name = signal.Signals(session.stop.signal).name
-        sys.stderr.write(f"{name}: saved step {session.state.global_step}; the same command goes on from there\n")
+        if session.is_world_process_zero():
+            sys.stderr.write(f"{name}: saved step {session.state.global_step}; the same command goes on from there\n")
         sys.exit(128 + session.stop.signal)
     _save(session, args, run.manifest)
 
@@ -256,18 +288,33 @@ def _save(session: Any, args: SFTRunConfig, told: Manifest) -> None:
     session.save_model(str(partial), _internal_call=True)
     session.accelerator.wait_for_everyone()
     if session.is_world_process_zero():
+        commit = _commit(args)
+        _name_base(partial, args.model, commit)
         checkpoints.flush(partial)
         for file in sorted(partial.iterdir()):
             file.replace(folder / file.name)
         shutil.rmtree(partial.parent)
-        tokenizer = session.processing_class
-        base = Path(args.model)
         full = replace(
             told,
-            base_sha256=manifest.hash_weights(base) if base.is_dir() else None,
-            revision=told.revision or getattr(session.model.config, "_commit_hash", None),
-            template_sha256=manifest.hash_template(tokenizer),
+            revision=commit,
+            template_sha256=manifest.hash_template(session.processing_class),
             versions=manifest.library_versions(),
         )
         manifest.write(folder, full)
     session.accelerator.wait_for_everyone()
+
+
+def _commit(args: SFTRunConfig) -> str | None:
+    """The commit of a model that came from the hub."""
+    if Path(args.model).is_dir():
+        return None
+    found = try_to_load_from_cache(args.model, "config.json", revision=args.revision)
+    return Path(found).parent.name if isinstance(found, str) else args.revision
+
+
+def _name_base(folder: Path, model: str, commit: str | None) -> None:
+    """Have an adapter name its base as the recipe does: PEFT names the folder where this machine holds it."""
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        said = json.loads(path.read_text(encoding="utf-8"))
+        manifest.write_json(path, said | {"base_model_name_or_path": model, "revision": commit})

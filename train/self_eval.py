@@ -1,8 +1,8 @@
 """Teach a model to tell, in one token, whether a fresh attempt would beat its response.
 
 Capability-aware self-evaluation (Manvi, Singh, Ermon, arXiv 2410.02725). From n on-policy draws of each prompt with
-rewards R, each response gets the soft label ŵ_i = (1/(n−1)) Σ_{j≠i} 1[R_i ≥ R_j − ε]; it is read whole with probability
-ρ and cut at ⌈uL⌉, u ~ U(0, 1], otherwise; the question follows, and one slot carries the loss
+rewards R, each response gets the soft label ŵ_i = (1/(n−1)) Σ_{j≠i} 1[R_i ≥ R_j − ε]; it is read whole with
+probability ρ and cut at ⌈uL⌉, u ~ U(0, 1], otherwise; the question follows, and one slot carries the loss
 
     L = −[ ŵ log softmax(z)_No + (1 − ŵ) log softmax(z)_Yes ],   z the logits over the whole vocabulary.
 

@@ -1,4 +1,4 @@
-"""Supervised warm-up: next-token loss on worked solutions, so that a policy solves some of the problems some of the time.
+"""Supervised warm-up: next-token loss on worked solutions, so that a policy solves some problems some of the time.
 
 Rows are `{"prompt": …, "completion": …}`, both texts or both lists of chat messages; only the completion carries loss.
 TRL's SFT trainer, with one difference: away from its fused GPU kernel TRL projects every position onto the vocabulary,
@@ -55,7 +55,8 @@ class ColumnTrainer(SFTTrainer):
         total = F.cross_entropy(outputs.logits.flatten(0, 1).float(), labels, ignore_index=-100, reduction="sum")
         if num_items_in_batch is None:
             return total / (labels != -100).sum()
-        return total / num_items_in_batch * self.accelerator.num_processes
+        shared = self.args.average_tokens_across_devices
+        return total / num_items_in_batch * (self.accelerator.num_processes if shared else 1)
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
