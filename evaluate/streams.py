@@ -226,7 +226,8 @@ def _stitch(path: Path, pieces: list[_Piece]) -> Known:
 def _rest(known: Known, piece: _Piece) -> Drawn | None:
     """What `piece` adds to `known`, or None if that is nothing or belongs to other tokens."""
     drawn, skip = piece.drawn, len(known.ends) - piece.start
-    if known.eos or skip >= len(drawn.ends):
+    ends_here = drawn.eos and skip == 0  # an end may come without a token
+    if known.eos or (skip >= len(drawn.ends) and not ends_here):
         return None
     at = known.chars(piece.start) if skip else len(known.text)
     seen = drawn.ends[skip - 1] if skip else 0

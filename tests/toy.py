@@ -10,12 +10,14 @@ import math
 import random
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
+from scipy.stats import chisquare
+
 from extratime.evaluate.cost import Ledger
-from extratime.evaluate.program import Problem
-from extratime.evaluate.schedule import Result, Schedule
+from extratime.evaluate.program import Gather, Problem
+from extratime.evaluate.schedule import EngineError, Result, Schedule
 from extratime.evaluate.streams import Streams
 from extratime.models.request import (
     Draw,
@@ -25,6 +27,7 @@ from extratime.models.request import (
     Profile,
     Prompt,
     Read,
+    Sample,
     Score,
     Shape,
     Work,
@@ -158,6 +161,44 @@ def told(law: Callable[[str], Mapping[str, float]]) -> Law:
     return lambda prompt, text: law((prompt + text).partition("?")[2])
 
 
+def lines(text: str) -> Mapping[str, float]:
+    """Two lines of one or two letters, then an answer that hangs on the first letter: 6 to 8 tokens, 108 texts."""
+    line = text.rpartition("\n")[2]
+    if "=" in text:
+        return {"": 1.0}
+    if text.count("\n") == 2:
+        return {"=1": 0.5, "=2": 0.3, "=3": 0.2} if text[0] == "a" else {"=1": 0.2, "=2": 0.5, "=3": 0.3}
+    if not line:
+        return {"a": 0.5, "b": 0.3, "c": 0.2}
+    return {"\n": 0.6, "d": 0.4} if len(line) == 1 else {"\n": 1.0}
+
+
+def texts(law: Callable[[str], Mapping[str, float]], length: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Probabilities of all finished and of all unfinished texts of at most `length` tokens, by enumeration."""
+    finished: Counter = Counter()
+    growing: Counter = Counter({"": 1.0})
+    for _ in range(length):
+        grown: Counter = Counter()
+        for text, p in growing.items():
+            for piece, q in law(text).items():
+                (grown if piece else finished)[text + piece] += p * q
+        growing = grown
+    return dict(finished), dict(growing)
+
+
+def p_value(seen: Iterable[Hashable], law: Mapping[Hashable, float]) -> float:
+    """Of a chi-square test of independent outcomes against their law; outcomes expected less than 5 times are one."""
+    counts = Counter(seen)
+    n = counts.total()
+    assert set(counts) <= {outcome for outcome, p in law.items() if p > 0}, "an outcome that the law excludes"
+    often = [outcome for outcome, p in law.items() if n * p >= 5]
+    observed, expected = [counts[outcome] for outcome in often], [n * law[outcome] for outcome in often]
+    rest = n - sum(expected)
+    if rest > 1e-6:
+        observed, expected = [*observed, n - sum(observed)], [*expected, rest]
+    return float(chisquare(observed, expected).pvalue) if len(observed) > 1 else 1.0
+
+
 def ended(text: str) -> str | None:
     """The answer of a toy response: what stands after its last "="."""
     return text.rpartition("=")[2] or None if "=" in text else None
@@ -170,14 +211,44 @@ def problem(id: str = "p", max_tokens: int = 16, right: str = "1", **fields) -> 
 
 def run(engine, cells, streams: Streams | None = None, ledger: Ledger | None = None, **on) -> list[Result]:
     """Run cells with one engine in every role."""
-    roles = {"policy": engine, "verifier": engine}
-    return Schedule(roles, streams or Streams(), ledger, **on).run(cells)
+    roles = dict.fromkeys(("policy", "verifier", "judge"), engine)
+    return Schedule(roles, Streams() if streams is None else streams, ledger, **on).run(cells)
 
 
 def plain(result: Result) -> str:
     """Everything a result says, as text."""
     said = asdict(result.answer), asdict(result.cost), result.error
     return f"{result.cell.key}: {json.dumps(said, sort_keys=True)}"
+
+
+def spied(strategy, log: list):
+    """`strategy`, with each stretch of a path that it reads added to `log` as (path, first token, token after)."""
+
+    def watched(program):
+        step, value = program.send, None
+        while True:
+            try:
+                request = step(value)
+            except StopIteration as stop:
+                return stop.value
+            if isinstance(request, Gather):
+                request = Gather(tuple(watched(child) for child in request.programs))
+            try:
+                step, value = program.send, (yield request)
+            except EngineError as error:
+                step, value = program.throw, error
+            if isinstance(request, Sample):
+                log.extend(_stretches(request, value))
+
+    return lambda problem, budget, rng: watched(strategy(problem, budget, rng))
+
+
+def _stretches(request: Sample, replies):
+    for before, after in zip(request.along or [None] * request.n, replies, strict=True):
+        if after.path is not None and after is not before:
+            same = before is not None and (before.path, before.stem) == (after.path, after.stem)
+            start = before.n_tokens - before.stem[0] if same else 0
+            yield after.path, start, after.n_tokens - after.stem[0]
 
 
 class Rebooting(ToyEngine):

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from extratime.evaluate.grade import Grader, answer_key, grade, grade_many, strip_thinking
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
+
+from extratime.evaluate.grade import Grader, answer_key, grade, grade_many, strip_thinking
 
 HOSTILE = [
     r"$9^{9^{9^{9}}}$",

@@ -4,11 +4,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+from toy import ToyEngine, problem, run, told
+
 from extratime.evaluate import smc
 from extratime.evaluate.program import Problem
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.strategies.particle_filter import particle_filter
-from toy import ToyEngine, problem, run, told
 
 V, T = 3, 6
 ALMOST_ONE = 1 - 2.0**-53
