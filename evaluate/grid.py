@@ -145,8 +145,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.engine.kind == "openai" and self.chat and self.engine.tokenizer is None:
             raise RecipeError(
-                "chat is on, but a server takes text and no chat template is known: set engine.tokenizer to the folder or "
-                "hub id of the model's tokenizer, or chat: false"
+                "chat is on, but a server takes text and no chat template is known: set engine.tokenizer to "
+                "the folder or hub id of the model's tokenizer, or chat: false"
             )
 
     def reading(self, task: str) -> Scoring:

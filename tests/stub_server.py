@@ -1,8 +1,9 @@
 """A server that answers like vLLM, SGLang, llama.cpp or transformers serve, fast, and with faults on demand.
 
 In a test: `with Stub("vllm", faults={"a prompt": ["500", "html"]}) as stub: … stub.url … stub.arrivals`. The n-th
-request for a prompt meets the n-th fault of its list; when the list is used up, requests are answered. As a process of
-its own: `python tests/stub_server.py --delay 0.045 --port 0` prints the port it got.
+request for a prompt meets the n-th fault of its list; when the list is used up, requests are answered. With
+`spoilt=("html", 20)` every 20th draw meets that fault as often as it is sent. As a process of its own:
+`python tests/stub_server.py --delay 0.045 --port 0` prints the port it got.
 
 The model behind it is a table: a path's tokens follow from (prompt, seed). Ids below 128 are ASCII characters, those
 from 200 on the `PIECES`, 0 is the end.
@@ -37,6 +38,7 @@ FIELDS = {"model", "prompt", "max_tokens", "seed", "generation_config", "stop"}
 class Arrival:
     at: float
     body: dict[str, Any]
+    key: str = ""
 
 
 @dataclass
@@ -44,12 +46,15 @@ class Stub:
     kind: str = "vllm"
     delay: float = 0.0
     faults: dict[Any, list[str]] = field(default_factory=dict)
+    spoilt: tuple[str, int] | None = None
     models: tuple[str, ...] = ("toy", "adapter")
     tops: dict[str, float] = field(default_factory=lambda: {" Yes": -0.25, " No": -1.5, "x": -9.0})
     host: str = "127.0.0.1"
+    bos: int | None = None
     cached: int = 0
     fixed: bool = False
     arrivals: list[Arrival] = field(default_factory=list)
+    draws: dict[Any, int] = field(default_factory=dict)
     peak: int = 0
     flying: int = 0
 
@@ -94,7 +99,9 @@ class Stub:
     async def tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
         text = body["content"] if self.kind == "llama_cpp" else body["prompt"]
-        return web.json_response({"tokens": [ord(char) for char in text]})
+        special = body.get("add_special") or body.get("add_special_tokens")
+        lead = [self.bos] if special and self.bos is not None else []
+        return web.json_response({"tokens": lead + [ord(char) for char in text]})
 
     async def chat(self, request: web.Request) -> web.Response:
         """Enough of the chat API for other clients in benchmarks."""
@@ -112,15 +119,22 @@ class Stub:
             await asyncio.sleep(self.delay)
             return web.Response(body=FIXED, content_type="application/json")
         body = json.loads(content)
-        self.arrivals.append(Arrival(time.monotonic(), body))
+        self.arrivals.append(Arrival(time.monotonic(), body, request.headers.get("Authorization", "")))
         if body["model"] not in self.models:
             return web.json_response({"error": f"no model {body['model']}"}, status=404)
         if self.kind == "transformers" and (strange := set(body) - FIELDS):
             return web.json_response({"detail": f"Unexpected fields in the request: {strange}"}, status=422)
         await self._wait()
-        planned = self.faults.get(_name(body), [])
-        reply = self.answer(body)
-        return await FAULTS[planned.pop(0)](request, reply) if planned else web.json_response(reply)
+        fault, reply = self._fault(body), self.answer(body)
+        return await FAULTS[fault](request, reply) if fault else web.json_response(reply)
+
+    def _fault(self, body: dict[str, Any]) -> str | None:
+        if self.spoilt and body["max_tokens"] > 1:
+            fault, every = self.spoilt
+            number = self.draws.setdefault((_name(body), body["seed"]), len(self.draws))
+            return fault if number % every == every // 2 else None
+        planned = self.faults.get(_name(body))
+        return planned.pop(0) if planned else None
 
     async def _wait(self) -> None:
         self.flying += 1
@@ -134,7 +148,7 @@ class Stub:
         if finish == "stop" and ids[-1] != END:
             text = text[: max(text.find(stop) + len(stop) for stop in body["stop"] if stop in text)]
         choice = {"index": 0, "text": text, "finish_reason": finish, "logprobs": None}
-        prompt = len(body["prompt"])
+        prompt = len(body["prompt"]) + (self.kind == "transformers" and self.bos is not None)
         usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": len(ids)}
         usage["prompt_tokens_details"] = {"cached_tokens": min(self.cached, prompt)} if self.cached else None
         return {"choices": [choice | self.details(body, ids)], "usage": usage, "model": body["model"]}
@@ -219,6 +233,10 @@ async def empty(request: web.Request, reply: Any) -> web.StreamResponse:
     return web.json_response(reply | {"choices": []})
 
 
+async def denied(request: web.Request, reply: Any) -> web.StreamResponse:
+    return web.Response(status=401, text=f"wrong key: {request.headers.get('Authorization')}")
+
+
 async def error_object(request: web.Request, reply: Any) -> web.StreamResponse:
     return web.json_response({"error": {"message": "engine is dead"}})
 
@@ -226,6 +244,7 @@ async def error_object(request: web.Request, reply: Any) -> web.StreamResponse:
 FAULTS = {
     "500": _status(500),
     "400": _status(400),
+    "401": denied,
     "429": _status(429, Retry_After="0.3"),
     "429 later": _status(429, Retry_After="1000"),
     "reset": reset,
@@ -237,6 +256,8 @@ FAULTS = {
     "null": _spoilt(text=None),
     "abort": _spoilt(finish_reason="abort"),
     "no ids": _spoilt(token_ids=[]),
+    "no form": _spoilt(logprobs={"tokens": 5}),
+    "no numbers": _spoilt(logprobs={"tokens": ["a"], "token_logprobs": [None]}, token_ids=[97]),
 }
 
 

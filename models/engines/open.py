@@ -167,4 +167,4 @@ def open_replay(folder: Path) -> Opened:
 
 
 def _unread(text: str) -> Prompt:
-    raise FileNotFoundError("the run folder has no tokenizer, since a server read the prompts: run with engine.tokenizer")
+    raise FileNotFoundError("a server read this run's prompts and no tokenizer was kept: set engine.tokenizer")

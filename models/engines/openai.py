@@ -13,14 +13,17 @@ missing more often than short ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
+
+from yarl import URL
 
 from extratime.models.engines import servers
 from extratime.models.engines.courier import Busy, Courier
 from extratime.models.engines.servers import SERVERS, BrokenReply, Json, Server
-from extratime.models.engines.wire import Patience, Refused, Retry, fetch, insist, open_session
+from extratime.models.engines.text import encoder
+from extratime.models.engines.wire import Patience, Refused, fetch, insist, open_session
 from extratime.models.request import (
     Draw,
     Drawn,
@@ -37,9 +40,11 @@ from extratime.models.request import (
     digest,
     uniforms,
 )
-from yarl import URL
 
+T = TypeVar("T")
 Question: TypeAlias = Draw | Score | Probe
+
+_HELLO = "What is 17 + 25?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ class Endpoint:
             raise ValueError(f"server {self.server!r} is none of {sorted(SERVERS)}")
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url {self.url!r} must begin with http:// or https://")
+        if URL(self.url).user or URL(self.url).password:
+            raise ValueError(f"url must hold no password: put the key into the environment, as ${self.key_env}")
         if self.attempts < 1 or self.timeout <= 0 or (self.concurrency is not None and self.concurrency < 1):
             raise ValueError(f"attempts, timeout and concurrency must be positive: {self}")
 
@@ -88,13 +95,18 @@ class OpenAIEngine:
 
     Args:
         endpoint: the server.
+        tokenizer: of the model: reads prompts; None leaves it to the server. A server of texts is sent texts all the
+            same, without what its own tokenizer puts before them.
 
     Raises:
-        RuntimeError: nothing answers there, the model is not served, or the server is not of the declared kind.
+        RuntimeError: nothing answers there, the model is not served, the server is not of the declared kind or reads
+            texts otherwise than `tokenizer`.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, tokenizer: Any = None) -> None:
         self._at = endpoint
+        self._encode = encoder(tokenizer) if tokenizer is not None else None
+        self._lead = str(tokenizer.decode(tokenizer("").input_ids)) if tokenizer is not None else ""
         self._server: Server = SERVERS[endpoint.server]
         self._limit = endpoint.concurrency or self._server.concurrency
         self._patience = Patience(endpoint.timeout, endpoint.attempts, endpoint.pause)
@@ -117,14 +129,19 @@ class OpenAIEngine:
         self.fingerprint = digest("openai", self._server.name, endpoint.model, model.get("root"), endpoint.revision)
 
     def encode(self, text: str) -> Prompt:
-        """`text` as this engine reads it: with token ids where the server takes them.
+        """`text` as this engine reads it: with token ids where they can be told.
 
         Raises:
             RuntimeError: the server does not tell them.
         """
+        if self._encode is not None:
+            return self._encode(text)
         if self._server.text_field is None:
             return Prompt(text)
-        ids, _ = self._courier.call(insist(lambda: self._tokenize(text), self._patience, 0))
+        try:
+            ids, _ = self._courier.call(insist(lambda: self._tokenize(text, special=True), self._patience, 0))
+        except Refused as fault:
+            raise RuntimeError(f"{self._root}/tokenize: {fault}. Name a `tokenizer` to do without it") from fault
         return Prompt(text, tuple(ids))
 
     def submit(self, ticket: Hashable, request: Question) -> None:
@@ -163,7 +180,7 @@ class OpenAIEngine:
             token_ids=server.text_field is not None,
             logprobs=server.logprobs == "raw",
             seeds=server.seeds and (not server.serial_seeds or self._limit == 1),
-            resumes=True,
+            resumes=server.text_field is not None,
             scores=server.scores,
             probes=server.top > 0,
             max_context=context,
@@ -179,12 +196,14 @@ class OpenAIEngine:
             if len(request.targets) > server.top:
                 return f"it tells the {server.top} most likely tokens, {len(request.targets)} targets cannot be probed"
             return f"it cannot switch to the adapter {request.adapter!r} for a question" if request.adapter else ""
+        if server.text_field is None and (request.have or request.have_text):
+            return "it cannot continue a path"
         return "" if request.max_tokens > len(request.have) else f"nothing to read within {request.max_tokens} tokens"
 
     # What follows runs in the background thread.
 
     async def _connect(self) -> None:
-        key = os.environ.get(self._at.key_env, "")
+        key = os.environ.get(self._at.key_env, "").strip()
         self._session = open_session(self._limit, self._at.timeout, key)
         try:
             if self._server.lists:
@@ -195,8 +214,10 @@ class OpenAIEngine:
             raise
 
     async def _list_models(self) -> None:
-        listed = await self._first(fetch(self._session, "GET", URL(f"{self._root}/v1/models")))
-        self._served = {entry["id"]: entry for entry in listed.get("data") or []}
+        listed = await self._first(lambda: fetch(self._session, "GET", URL(f"{self._root}/v1/models")))
+        data = listed.get("data")
+        entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+        self._served = {str(entry.get("id")): entry for entry in entries}
         if self._at.model not in self._served:
             raise RuntimeError(
                 f"{self._root} does not serve {self._at.model!r} but {sorted(self._served)}: "
@@ -204,20 +225,37 @@ class OpenAIEngine:
             )
 
     async def _try_out(self) -> None:
-        draw = Draw(Prompt("1"), 0, Sampling(), 1)
-        reply = await self._first(fetch(self._session, "POST", self._completions, self._draw_body(draw, ())))
+        """Draw one token after a text, and see that the server reads it as we do."""
+        said = self._encode(_HELLO) if self._encode else Prompt(_HELLO)
+        draw = Draw(said, 0, Sampling(), 1)
+        reply = await self._first(lambda: self._complete(self._draw_body(draw, ())))
         try:
-            servers.drawn(self._server, draw, (), reply)
+            work = servers.drawn(self._server, draw, (), reply).work
         except BrokenReply as fault:
             raise RuntimeError(
                 f"{self._root} does not answer like a {self._server.name} server: {fault}. "
                 "Set `server` to what runs there, or run a newer version of it"
             ) from fault
+        if said.ids is not None:
+            await self._compare(said.ids, work.prefill + work.cached)
 
-    async def _first(self, attempt: Coroutine[Any, Any, Json]) -> Json:
+    async def _compare(self, ids: tuple[int, ...], read: int) -> None:
+        """Refuse a tokenizer that reads texts otherwise than the server."""
+        same = len(ids) == read
+        if self._server.text_field is not None:
+            heard = await self._first(lambda: self._tokenize(_HELLO))
+            same = same and tuple(heard) == ids[len(ids) - len(heard) :]
+        if not same:
+            raise RuntimeError(
+                f"{self._root} reads {_HELLO!r} with other tokens than {list(ids)}: "
+                f"set `tokenizer` to the one of {self._at.model!r}"
+            )
+
+    async def _first(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Like `insist`, but soon at an end: nothing was begun yet, and whoever starts it is still there."""
         try:
-            return await attempt
-        except (Retry, Refused) as fault:
+            return (await insist(ask, replace(self._patience, attempts=min(3, self._patience.attempts)), 0))[0]
+        except Refused as fault:
             raise RuntimeError(
                 f"the {self._server.name} server at {self._root} does not answer for model {self._at.model!r}: "
                 f"{fault}. Start it, or set `url`, `model` and the key in ${self._at.key_env}"
@@ -252,7 +290,7 @@ class OpenAIEngine:
         return await fetch(self._session, "POST", self._completions, body)
 
     def _draw_body(self, draw: Draw, stops: tuple[str, ...]) -> Json:
-        prompt: str | tuple[int, ...] = draw.prompt.text + draw.have_text
+        prompt: str | tuple[int, ...] = draw.prompt.text.removeprefix(self._lead) + draw.have_text
         if draw.prompt.ids is not None and self._server.text_field and (draw.have or not draw.have_text):
             prompt = draw.prompt.ids + draw.have
         body: Json = {
@@ -284,8 +322,8 @@ class OpenAIEngine:
     async def _ids(self, prompt: Prompt) -> list[int]:
         return list(prompt.ids) if prompt.ids is not None else await self._tokenize(prompt.text)
 
-    async def _tokenize(self, text: str) -> list[int]:
-        body = servers.tokenize_body(self._server, self._at.model, text)
+    async def _tokenize(self, text: str, special: bool = False) -> list[int]:
+        body = servers.tokenize_body(self._server, self._at.model, text, special)
         reply = await fetch(self._session, "POST", URL(f"{self._root}/tokenize"), body)
         if not isinstance(reply.get("tokens"), list):
             raise BrokenReply("/tokenize tells no tokens")

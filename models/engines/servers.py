@@ -9,8 +9,10 @@ prefix between requests anyway.
 
 Deviations that a server forces on us:
 
-- transformers adds its tokenizer's special tokens to a text prompt, and seeds one global generator for all requests:
-  a seed holds only while requests come one at a time, so that is its concurrency.
+- transformers takes text and tells text: a path is drawn in one piece, since to go on after a text would be to go on
+  after other tokens. It adds its tokenizer's special tokens to a prompt, and calls an end that falls on the last token
+  allowed a cut. It seeds one global generator for all requests: a seed holds only while requests come one at a time,
+  so that is its concurrency.
 - SGLang honours seeds only with `--enable-deterministic-inference`, and its log-probabilities are those after the
   temperature: at another temperature than 1 they are not reported as the model's.
 - llama.cpp drops a matched stop string and transformers may stop in the middle of a token: these get no stop strings,
@@ -24,10 +26,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import exp
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from extratime.models.request import Draw, Drawn, Sampling, Work
 
+T = TypeVar("T")
 Json: TypeAlias = dict[str, Any]
 
 
@@ -47,6 +50,14 @@ class BrokenReply(ValueError):
         self.work = work or Work()
 
 
+class Unanswerable(LookupError):
+    """A reply in order that does not hold what was wanted, and never will; `work` is what it cost all the same."""
+
+    def __init__(self, error: str, work: Work) -> None:
+        super().__init__(error)
+        self.work = work
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """One kind of server.
@@ -60,7 +71,8 @@ class Server:
         top_field: the field that asks for them, and for the log-probabilities of drawn tokens.
         logprobs: whether they are the model's own ("raw") or those after the temperature ("tempered").
         keep_stop: the field that keeps a matched stop string in the text; None sends no stop strings.
-        text_field: the field of `POST /tokenize` that holds the text; None sends prompts as text.
+        text_field: the field of `POST /tokenize` that holds the text; None sends prompts as text, and then a path is
+            not continued.
         scores: answers with the log-probabilities of a given continuation.
         seeds: draws of one seed are repeatable.
         serial_seeds: only while requests come one at a time.
@@ -119,22 +131,26 @@ def _transformers_law(sampling: Sampling) -> Json:
 
 def _listed(choice: Json) -> Told:
     logprobs = choice.get("logprobs") or {}
-    return Told(choice.get("token_ids") or [], logprobs.get("tokens") or [], logprobs.get("token_logprobs") or [])
+    return Told(
+        list(map(int, choice.get("token_ids") or ())),
+        list(map(str, logprobs.get("tokens") or ())),
+        list(map(float, logprobs.get("token_logprobs") or ())),
+    )
 
 
 def _listed_tops(choice: Json) -> Mapping[str, float]:
-    tops: Sequence[Mapping[str, float]] = (choice.get("logprobs") or {}).get("top_logprobs") or [{}]
-    return tops[0]
+    tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}]
+    return {token: float(value) for token, value in tops[0].items()}
 
 
 def _content(choice: Json) -> Told:
     rows = (choice.get("logprobs") or {}).get("content") or []
-    return Told([r["id"] for r in rows], [r["token"] for r in rows], [r["logprob"] for r in rows])
+    return Told([int(r["id"]) for r in rows], [str(r["token"]) for r in rows], [float(r["logprob"]) for r in rows])
 
 
 def _content_tops(choice: Json) -> Mapping[str, float]:
     rows = (choice.get("logprobs") or {}).get("content") or [{"top_logprobs": []}]
-    return {top["token"]: top["logprob"] for top in rows[0]["top_logprobs"]}
+    return {top["token"]: float(top["logprob"]) for top in rows[0]["top_logprobs"]}
 
 
 SERVERS: Mapping[str, Server] = {
@@ -182,10 +198,10 @@ SERVERS: Mapping[str, Server] = {
 }
 
 
-def tokenize_body(server: Server, model: str, text: str) -> Json:
-    """What to send to `POST /tokenize`."""
-    special = "add_special" if server.text_field == "content" else "add_special_tokens"
-    return {"model": model, str(server.text_field): text, special: False}
+def tokenize_body(server: Server, model: str, text: str, special: bool) -> Json:
+    """What to send to `POST /tokenize`; `special` asks for what the tokenizer puts before any text."""
+    name = "add_special" if server.text_field == "content" else "add_special_tokens"
+    return {"model": model, str(server.text_field): text, name: special}
 
 
 def echo_body(model: str, ids: Sequence[int]) -> Json:
@@ -199,11 +215,12 @@ def work(reply: Json) -> Work:
     Raises:
         BrokenReply: it does not say.
     """
-    usage = reply.get("usage")
-    if not isinstance(usage, dict) or not isinstance(usage.get("prompt_tokens"), int):
-        raise BrokenReply("the reply has no usage.prompt_tokens")
-    prompt, drawn = usage["prompt_tokens"], usage.get("completion_tokens") or 0
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    usage: Any = reply.get("usage")
+    try:
+        prompt, drawn = int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0)
+        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    except (TypeError, AttributeError, LookupError, ValueError) as fault:
+        raise BrokenReply(f"the reply tells no usage in tokens but {usage!r:.100}") from fault
     decode_pairs = _pairs(prompt, drawn)
     return Work(prompt - cached, drawn, cached, _pairs(cached, prompt - cached) + decode_pairs, decode_pairs)
 
@@ -247,7 +264,7 @@ def drawn(server: Server, draw: Draw, stops: Sequence[str], reply: Json) -> Draw
     eos = choice["finish_reason"] == "stop" and not any(stop in text for stop in stops)
     if server.told is None:
         return Drawn(text, _even_ends(text, cost.decode, eos), eos=eos, work=cost)
-    ids, pieces, logprobs = server.told(choice)
+    ids, pieces, logprobs = _parsed(server.told, choice, cost)
     if not len(ids) == len(pieces) == len(logprobs) or (text and not ids):
         raise BrokenReply(
             f"the reply tells {len(ids)} token ids, {len(pieces)} texts, {len(logprobs)} log-probabilities", cost
@@ -257,6 +274,13 @@ def drawn(server: Server, draw: Draw, stops: Sequence[str], reply: Json) -> Draw
     text, ends = align(text, pieces, cut=choice["finish_reason"] == "stop" and not eos)
     raw, tempered = _laws(server, draw.sampling, tuple(logprobs))
     return Drawn(text, (*ends, len(text)) if eos else ends, tuple(ids), raw, tempered, eos, cost)
+
+
+def _parsed(parse: Callable[[Json], T], choice: Json, cost: Work) -> T:
+    try:
+        return parse(choice)
+    except (TypeError, AttributeError, LookupError, ValueError) as fault:
+        raise BrokenReply(f"the reply's log-probabilities are out of form ({fault!r})", cost) from fault
 
 
 def _laws(server: Server, law: Sampling, told: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -302,15 +326,15 @@ def probabilities(server: Server, targets: Sequence[str], reply: Json) -> tuple[
     """The probability of each target at the first drawn position.
 
     Raises:
-        LookupError: a target is not among the most likely tokens that the server tells.
+        Unanswerable: a target is not among the most likely tokens that the server tells.
         BrokenReply: the reply tells none.
     """
     choice, _, cost = first_choice(reply)
-    tops = server.tops(choice) if server.tops else {}
+    tops = _parsed(server.tops, choice, cost) if server.tops else {}
     if not tops:
         raise BrokenReply("the reply tells no most likely tokens", cost)
     if missing := [target for target in targets if target not in tops]:
-        raise LookupError(f"{missing} not among the {len(tops)} most likely tokens that {server.name} tells")
+        raise Unanswerable(f"{missing} not among the {len(tops)} most likely tokens that {server.name} tells", cost)
     return tuple(exp(tops[target]) for target in targets), cost
 
 
@@ -321,7 +345,11 @@ def echoed(prompt: int, tokens: int, reply: Json) -> tuple[tuple[float, ...], Wo
         BrokenReply: the reply does not hold them.
     """
     choice, _, cost = first_choice(reply)
-    told = ((choice.get("logprobs") or {}).get("token_logprobs") or [])[prompt : prompt + tokens]
-    if len(told) != tokens or any(value is None for value in told):
+
+    def values(choice: Json) -> tuple[float, ...]:
+        return tuple(map(float, choice["logprobs"]["token_logprobs"][prompt : prompt + tokens]))
+
+    told = _parsed(values, choice, cost)
+    if len(told) != tokens:
         raise BrokenReply(f"the reply tells {len(told)} of {tokens} log-probabilities of the prompt", cost)
-    return tuple(told), cost
+    return told, cost

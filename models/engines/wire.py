@@ -10,19 +10,25 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import aiohttp
-from extratime.models.engines.servers import BrokenReply, Json
-from extratime.models.request import Work, uniforms
 from yarl import URL
+
+from extratime.models.engines.servers import BrokenReply, Json, Unanswerable
+from extratime.models.request import Work, uniforms
 
 T = TypeVar("T")
 
 LONGEST_PAUSE = 30.0
 """Seconds; the exponential pauses between attempts grow no further (a server's own wish may be longer)."""
+
+_CONNECT = 15.0
+"""Seconds in which a connection must stand."""
+
+_BEARER = "Bearer "
 
 
 class Refused(RuntimeError):
@@ -66,14 +72,14 @@ def open_session(connections: int, timeout: float, key: str) -> aiohttp.ClientSe
         connector=aiohttp.TCPConnector(
             limit=connections, ttl_dns_cache=None, resolver=aiohttp.ThreadedResolver(), keepalive_timeout=4.0
         ),
-        headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
-        timeout=aiohttp.ClientTimeout(total=timeout),
+        headers={"Content-Type": "application/json"} | ({"Authorization": f"{_BEARER}{key}"} if key else {}),
+        timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT),
         cookie_jar=aiohttp.DummyCookieJar(),
     )
 
 
 async def fetch(session: aiohttp.ClientSession, method: str, url: URL, body: Json | None = None) -> Json:
-    """Send one request and parse its JSON object.
+    """Send one request and parse its JSON object. What errors quote of a reply leaves the session's key out.
 
     Raises:
         Retry: it failed in a way that may pass.
@@ -83,18 +89,20 @@ async def fetch(session: aiohttp.ClientSession, method: str, url: URL, body: Jso
     try:
         async with session.request(method, url, data=data) as response:
             content = await response.read()
-    except asyncio.TimeoutError as fault:
+    except aiohttp.ConnectionTimeoutError as fault:
+        raise Retry(f"no connection within {_CONNECT:g} s") from fault
+    except TimeoutError as fault:
         raise Retry(f"no answer within {session.timeout.total:g} s") from fault
     except (aiohttp.ClientError, OSError) as fault:
         raise Retry(f"{type(fault).__name__}: {fault}") from fault
     if response.status != 200:
-        raise _fault(response.status, response.headers.get("Retry-After", ""), content)
+        raise _fault(response.status, response.headers.get("Retry-After", ""), _shown(session, content))
     try:
         reply = json.loads(content)
     except ValueError as fault:
-        raise Retry(f"the reply is not JSON: {_shown(content)}") from fault
+        raise Retry(f"the reply is not JSON: {_shown(session, content)}") from fault
     if not isinstance(reply, dict):
-        raise Retry(f"the reply is no JSON object: {_shown(content)}")
+        raise Retry(f"the reply is no JSON object: {_shown(session, content)}")
     return reply
 
 
@@ -116,8 +124,10 @@ async def insist(ask: Callable[[], Awaitable[T]], patience: Patience, seed: int)
     for attempt in range(patience.attempts):
         try:
             return await ask(), spent
-        except (Refused, LookupError) as fault:
+        except Refused as fault:
             raise Refused(str(fault), spent) from fault
+        except Unanswerable as fault:
+            raise Refused(str(fault), spent + fault.work) from fault
         except BrokenReply as fault:
             error, wait, spent = str(fault), 0.0, spent + fault.work
         except Retry as fault:
@@ -130,8 +140,8 @@ async def insist(ask: Callable[[], Awaitable[T]], patience: Patience, seed: int)
     raise Refused(f"{error} (sent {patience.attempts} times)", spent)
 
 
-def _fault(status: int, retry_after: str, content: bytes) -> Retry | Refused:
-    error = f"HTTP {status}: {_shown(content)}"
+def _fault(status: int, retry_after: str, shown: str) -> Retry | Refused:
+    error = f"HTTP {status}: {shown}"
     if status in (408, 425, 429) or status >= 500:
         return Retry(error, _wait(retry_after))
     return Refused(error)
@@ -144,11 +154,13 @@ def _wait(retry_after: str) -> float:
     except ValueError:
         pass
     try:
-        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return 0.0
 
 
-def _shown(content: bytes) -> str:
-    text = content[:300].decode(errors="replace").strip()
-    return text + "…" if len(content) > 300 else text or "(empty)"
+def _shown(session: aiohttp.ClientSession, content: bytes) -> str:
+    text = content.decode(errors="replace").strip()
+    if key := session.headers.get("Authorization", "").removeprefix(_BEARER):
+        text = text.replace(key, "(key)")
+    return text[:300] + "…" if len(text) > 300 else text or "(empty)"

@@ -3,11 +3,12 @@ import time
 from math import exp
 
 import pytest
-from extratime.models.engines.openai import Endpoint, OpenAIEngine
+from stub_server import END, LOGPROB, Stub, piece, spell
+
+from extratime.models.engines.openai import _HELLO, Endpoint, OpenAIEngine
 from extratime.models.engines.servers import SERVERS, align
 from extratime.models.engines.wire import _wait
 from extratime.models.request import Completion, Draw, Drawn, Failure, Probe, Prompt, Read, Sampling, Score, Work
-from stub_server import END, LOGPROB, Stub, piece, spell
 
 PLAIN = Sampling()
 KINDS = ("vllm", "sglang", "llama_cpp", "transformers")
@@ -119,6 +120,8 @@ def test_failures_name_their_cause(engine_for):
         "silence": "no answer within 0.3 s",
         "error": "usage",
         "no ids": "tells 0 token ids",
+        "no form": "out of form",
+        "no numbers": "out of form",
     }
     with Stub("vllm", faults={name: [name] * 9 for name in causes}) as stub:
         engine = engine_for(stub, timeout=0.3)
@@ -163,15 +166,12 @@ def test_seeds_follow_the_draw_and_the_place_in_it(engine_for):
         assert all(0 <= arrival.body["seed"] < 2**31 for arrival in stub.arrivals)
 
 
-def test_prefixes_are_continued_in_ids_or_in_text(engine_for):
+def test_prefixes_are_continued_in_ids(engine_for):
     prompt = Prompt("ab", (97, 98))
     with Stub("vllm") as stub:
         one(engine_for(stub), draw(prompt, have=(200, 99), have_text=" stepc"))
         assert stub.arrivals[0].body["prompt"] == [97, 98, 200, 99]
         assert stub.arrivals[0].body["max_tokens"] == 28
-    with Stub("transformers") as stub:
-        one(engine_for(stub), draw(Prompt("ab"), have_text=" stepc"))
-        assert stub.arrivals[0].body["prompt"] == "ab stepc"
 
 
 @pytest.mark.parametrize("kind", ("vllm", "sglang"))
@@ -244,13 +244,16 @@ def test_what_a_server_cannot_do_is_refused_before_any_work(engine_for):
     probe = Probe(Completion(Prompt("a"), "", 0), "?", (" Yes",))
     with Stub("transformers") as stub:
         engine = engine_for(stub, concurrency=1)
-        assert not engine.profile.token_ids and not engine.profile.probes and not engine.profile.scores
+        profile = engine.profile
+        assert not (profile.token_ids or profile.logprobs or profile.resumes or profile.probes or profile.scores)
         with pytest.raises(ValueError, match="cannot score"):
             engine.submit(0, Score(Prompt("a"), "b"))
         with pytest.raises(ValueError, match="cannot be probed"):
             engine.submit(0, probe)
         with pytest.raises(ValueError, match="nothing to read"):
             engine.submit(0, draw("a", max_tokens=0))
+        with pytest.raises(ValueError, match="cannot continue a path"):
+            engine.submit(0, draw("a", have_text=" step"))
         assert engine.poll() == [] and not stub.arrivals
     with Stub("vllm") as stub, pytest.raises(ValueError, match="cannot switch to the adapter 'adapter'"):
         engine_for(stub).submit(0, Probe(probe.completion, "?", (" Yes",), adapter="adapter"))
@@ -321,13 +324,37 @@ def test_start_names_what_is_wrong():
 
 
 def test_url_with_v1_and_key_from_the_environment(monkeypatch):
-    monkeypatch.setenv("MY_KEY", "secret")
+    monkeypatch.setenv("MY_KEY", "secret\n")
     with Stub("vllm") as stub:
         engine = OpenAIEngine(Endpoint("toy", "vllm", stub.url + "/v1/", key_env="MY_KEY"))
-        assert engine._session.headers["Authorization"] == "Bearer secret"
+        assert isinstance(one(engine, draw("a")), Drawn) and stub.arrivals[-1].key == "Bearer secret"
         assert engine.encode("ab") == Prompt("ab", (97, 98)) and engine.profile.max_context == 4096
         engine.close()
         engine.close()
+
+
+def test_a_quoted_key_is_left_out_of_errors(monkeypatch, engine_for):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with Stub("vllm", faults={"a": ["401"]}) as stub:
+        failure = one(engine_for(stub), draw("a"))
+        assert "HTTP 401: wrong key: Bearer (key)" in failure.error and "sk-secret" not in failure.error
+    with pytest.raises(ValueError, match="must hold no password") as fault:
+        Endpoint("toy", "vllm", "http://me:sk-secret@127.0.0.1")
+    assert "sk-secret" not in str(fault.value)
+
+
+def test_a_prompt_begins_as_the_tokenizer_has_it(engine_for):
+    with Stub("vllm", bos=1) as stub:
+        engine = engine_for(stub)
+        assert engine.encode("ab") == Prompt("ab", (1, 97, 98))
+        one(engine, Score(Prompt("ab", (1, 97)), "c"))
+        assert stub.arrivals[-1].body["prompt"] == [1, 97, ord("c")]
+
+
+def test_start_outlives_a_passing_fault():
+    with Stub("vllm", faults={_HELLO: ["429", "500"]}) as stub:
+        OpenAIEngine(Endpoint("toy", "vllm", stub.url, pause=0.01)).close()
+        assert len(stub.arrivals) == 3
 
 
 def test_fingerprint_tells_weights_apart():
