@@ -5,12 +5,13 @@ side get lanes below their parent's. Within its lane a program reads each stream
 the other. So no element is read twice within a cell or across its replicates, whatever finishes first, while cells of
 the same shape read the same elements.
 
-A response is read on along its own path as long as this program drew the path and has not read on from the same point
+A response is read on along its own path as long as this program drew the path and has not read beyond this point of it
 before; otherwise it branches: a fresh path begins in the stream named after the prompt and the response so far.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from extratime.evaluate.streams import Known, Reader, read
@@ -89,18 +90,20 @@ class Cursor:
     Attributes:
         fingerprint: of the policy.
         lane: of the program.
+        extents: tokens of each path that the program has read; the meter keeps them.
         places: next element to read, by stream.
         claimed: points of paths from which this program has read on.
     """
 
     fingerprint: str
     lane: tuple[int, ...]
+    extents: Mapping[Path, int]
     places: dict[str, int] = field(default_factory=dict)
     claimed: set[tuple[Path, int]] = field(default_factory=set)
 
-    def fork(self, serial: int, child: int) -> Cursor:
+    def fork(self, serial: int, child: int, extents: Mapping[Path, int]) -> Cursor:
         """The cursor of the `child`-th program of the `serial`-th gathering."""
-        return Cursor(self.fingerprint, (*self.lane, serial, child))
+        return Cursor(self.fingerprint, (*self.lane, serial, child), extents)
 
     def aim(self, prompt: Prompt, law: Sampling, response: Completion | None, reader: Reader, cut: bool) -> Aim:
         """Where to read a fresh response to `prompt`, or more of `response`; see `Aim` for `reader` and `cut`."""
@@ -116,7 +119,8 @@ class Cursor:
         if response.sampling != law:
             return False
         point = (path, response.n_tokens)
-        if not law.greedy and (path.lane != self.lane or point in self.claimed):
+        beyond = self.extents.get(path, 0) > response.n_tokens - response.stem[0]
+        if not law.greedy and (path.lane != self.lane or point in self.claimed or beyond):
             return False
         self.claimed.add(point)
         return True

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
 from extratime.evaluate.cost import Cost, Ledger, Meter
 from extratime.evaluate.lanes import Aim, Cursor
 from extratime.evaluate.program import Answer, Gather, Problem, Program
@@ -231,7 +232,7 @@ class Schedule:
         self._expect(fiber, len(programs))
         for i, program in enumerate(programs):
             meter = fiber.meter.fork(len(programs))
-            child = _Fiber(fiber.cell, program, meter, fiber.cursor.fork(serial, i), (fiber, i))
+            child = _Fiber(fiber.cell, program, meter, fiber.cursor.fork(serial, i, meter.extents), (fiber, i))
             fiber.children.append(child)
             self._ready.append((child, None))
 
@@ -367,8 +368,8 @@ class Schedule:
 def _start(cell: Cell, fingerprint: str) -> _Fiber:
     rng = np.random.default_rng(zlib.crc32(cell.key.encode()))
     program = cell.strategy(cell.problem, cell.budget, rng)
-    cursor = Cursor(fingerprint, (cell.replicate,))
-    return _Fiber(cell, program, Meter(cell.budget * cell.problem.max_tokens), cursor)
+    meter = Meter(cell.budget * cell.problem.max_tokens)
+    return _Fiber(cell, program, meter, Cursor(fingerprint, (cell.replicate,), meter.extents))
 
 
 def _length(prompt: Prompt) -> int:
