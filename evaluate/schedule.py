@@ -255,7 +255,7 @@ class Schedule:
             limit = min(limit, request.max_tokens)
         for slot, stem in enumerate(request.along or [None] * request.n):
             if stem is not None and not (stem.readable and stem.n_tokens < limit):
-                yield stem
+                yield replace(stem, finish="length") if stem.readable else stem
                 continue
             have = stem.n_tokens if stem else 0
             grant = min(limit - have, left)
