@@ -29,6 +29,7 @@ from tqdm import tqdm
 from extratime.evaluate.cost import Ledger
 from extratime.evaluate.grid import Recipe, bind, columns
 from extratime.evaluate.harness import Bench, Scored, evaluate
+from extratime.evaluate.means import refuse_beyond_means
 from extratime.evaluate.schedule import Cell, Result, Schedule
 from extratime.evaluate.streams import Streams
 from extratime.evaluate.tasks.load import load_tasks, reading
@@ -60,6 +61,8 @@ def run_recipe(recipe: Recipe, shard: tuple[int, int] = (0, 1), replay: bool = F
         _write(folder / "recipe.yaml", yaml.safe_dump(_plain(recipe), sort_keys=False))
         opened.save(folder)
         bench = make_bench(recipe, opened, shard)
+        labels = [column.spec.label for column in bench.columns]
+        refuse_beyond_means(dict(zip(labels, bench.strategies, strict=True)), {"policy": opened.engine})
         scored, report = evaluate(bench, _runner(opened, streams, ledger))
         _keep(folder, name, bench, scored)
         _write(folder / "lm_eval" / f"{name}.json", json.dumps(report, default=str))

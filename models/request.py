@@ -32,7 +32,7 @@ class Prompt:
 
     Attributes:
         text: the rendered prompt.
-        ids: its token ids where the engine takes token ids, else None.
+        ids: its token ids where they are known, else None.
     """
 
     text: str
@@ -40,7 +40,8 @@ class Prompt:
 
     def then(self, completion: Completion) -> Prompt:
         """This prompt followed by what `completion` says, so that others can continue from there."""
-        ids = None if self.ids is None else self.ids + completion.tokens
+        told = bool(completion.tokens or not completion.text)
+        ids = self.ids + completion.tokens if self.ids is not None and told else None
         return Prompt(self.text + completion.text, ids)
 
 

@@ -178,7 +178,7 @@ class OpenAIEngine:
         server = self._server
         return Profile(
             token_ids=server.text_field is not None,
-            logprobs=server.logprobs == "raw",
+            logprobs=server.logprobs != "none",
             seeds=server.seeds and (not server.serial_seeds or self._limit == 1),
             resumes=server.text_field is not None,
             scores=server.scores,

@@ -1,0 +1,52 @@
+"""Whether the engines of a recipe can answer what its verifiers ask; found out before any work.
+
+A verifier is a program: what it asks first about a made-up response tells what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from extratime.evaluate.grid import RecipeError
+from extratime.evaluate.program import Problem
+from extratime.models.request import Completion, Engine, Probe, Profile, Prompt, Score
+
+
+def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: Mapping[str, Engine]) -> None:
+    """Check each strategy's verifier against the engines.
+
+    Args:
+        strategies: programs with their options bound, by label.
+        engines: by role.
+
+    Raises:
+        RecipeError: an engine cannot answer a verifier; the message names both.
+    """
+    for label, strategy in strategies.items():
+        verify = getattr(strategy, "keywords", {}).get("verify")
+        for request in _asked(verify, engines["policy"].profile) if verify else ():
+            if lacking := _lacking(request, engines):
+                raise RecipeError(f"{label}: its verifier {lacking}; choose another verifier or engine")
+
+
+def _asked(verify: Callable[..., Any], policy: Profile) -> Iterable[Any]:
+    response = Completion(Prompt("?"), "!", 1, logprobs=(-1.0,) if policy.logprobs else ())
+    problem = Problem("made-up", response.prompt, answer=str, correct=lambda text: False)
+    said = next(verify(problem, [response]), ())
+    return said if isinstance(said, tuple | list) else (said,)
+
+
+def _lacking(request: Any, engines: Mapping[str, Engine]) -> str:
+    if not isinstance(request, Score | Probe):
+        return ""
+    engine = engines.get(request.role)
+    if engine is None:
+        return f"asks the role {request.role!r}, but the recipe's engines are: {', '.join(sorted(engines))}"
+    if isinstance(request, Score):
+        return "" if engine.profile.scores else "has responses scored, which this engine cannot do"
+    if not engine.profile.probes:
+        return "asks for the probabilities of single tokens, which this engine does not tell"
+    if request.adapter is not None and request.adapter not in engine.adapters:
+        return f"names the adapter {request.adapter!r}, but the engine's are: {', '.join(engine.adapters) or 'none'}"
+    return ""
