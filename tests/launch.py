@@ -1,0 +1,174 @@
+"""Training runs in processes of their own, forked from one that has imported everything: they start at once."""
+
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+    os.environ.setdefault(name, "1")
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+ROOT = Path(__file__).parents[1]
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["extratime.train.sft", "extratime.train.self_eval", "deepspeed"])
+
+
+@dataclass
+class Job:
+    """A running process and the file its words go to."""
+
+    process: multiprocessing.Process
+    log: Path
+
+    def wait(self, seconds=120):
+        """Its exit code (minus the signal's number if one killed it) and all it said."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(self.log.read_text())
+        return self.process.exitcode, self.log.read_text()
+
+
+def start(log, function, *args, env=None):
+    """`function(*args)` in a process of its own."""
+    process = _forks.Process(target=_inside, args=(str(log), {**QUIET, **(env or {})}, function, args))
+    process.start()
+    return Job(process, Path(log))
+
+
+def _inside(log, env, function, args):
+    words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(words, 1)
+    os.dup2(words, 2)
+    sys.stdout = sys.stderr = os.fdopen(words, "w", buffering=1)
+    os.environ.update(env)
+    # What was imported is never freed: the trainer's collection need not look at it.
+    gc.freeze()
+    function(*args)
+
+
+def recipe(name, argv, before=None):
+    """What `python -m extratime.train.NAME …` does, after `before()`."""
+    module = importlib.import_module(f"extratime.train.{name}")
+    if before:
+        before()
+    module.main([str(word) for word in argv])
+
+
+def train(folder, name, *argv, before=None, env=None):
+    """Run a recipe; its exit code and what it said."""
+    return begin(folder, name, *argv, before=before, env=env).wait()
+
+
+def begin(folder, name, *argv, before=None, env=None):
+    """Start a recipe."""
+    return start(Path(folder) / "log", recipe, name, argv, before, env=env)
+
+
+def together(folder, config, name, *argv, before=None, processes=2):
+    """Run a recipe as `accelerate launch --config_file CONFIG --num_processes N` does; exit codes and words of all."""
+    launch = environment(config, processes, name)
+    ranks = [{"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
+    jobs = [
+        start(Path(folder) / f"log{i}", recipe, name, argv, before, env=launch | ranks[i]) for i in range(processes)
+    ]
+    return [job.wait() for job in jobs]
+
+
+def environment(config, processes, name):
+    """The variables that accelerate's launcher sets for a configuration of ours."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    words = ["--config_file", str(config), "--num_processes", str(processes), "-m", f"extratime.train.{name}"]
+    args, defaults, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
+    args.main_process_port = free_port()
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        made = prepare_deepspeed_cmd_env(args)[1]
+    else:
+        made = prepare_multi_gpu_env(args)
+    made = {key: value for key, value in made.items() if os.environ.get(key) != value}
+    world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    return made | world | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(args.main_process_port)}
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def die_at(event, word, count, number=signal.SIGKILL):
+    """Send this process a signal at the `count`-th audited `event` with `word` among its arguments."""
+    seen = 0
+
+    def hook(name, args):
+        nonlocal seen
+        if name == event and word in str(args):
+            seen += 1
+            if seen == count:
+                os.kill(os.getpid(), number)
+
+    sys.addaudithook(hook)
+
+
+def die_after(step, number=signal.SIGKILL):
+    """Send this process a signal while the gradients of step `step` + 1 are computed."""
+    from transformers import Trainer
+
+    original = Trainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            Trainer.training_step = original
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
+
+    Trainer.training_step = training_step
+
+
+def write_yaml(path, **settings):
+    """A recipe file."""
+    Path(path).write_text(yaml.safe_dump({k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}))
+    return Path(path)
+
+
+def write_rows(path, rows):
+    """A JSONL file."""
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Path(path)
+
+
+def sums(count=24, seed=0):
+    """Rows for sft."""
+    rng = random.Random(seed)
+    pairs = [(rng.randrange(10), rng.randrange(10)) for _ in range(count)]
+    return [{"prompt": f"{a}+{b}=", "completion": str(a + b) * rng.randint(1, 4)} for a, b in pairs]
+
+
+def draws(problems=6, each=4, seed=0):
+    """Rows for self_eval: what begins with "a" is right."""
+    rng = random.Random(seed)
+    made = []
+    for problem in range(problems):
+        for i in range(each):
+            right = rng.random() < 0.5 if i else problem % 2 == 0
+            text = "".join(rng.choice("abc" if right else "xyz") for _ in range(rng.randint(2, 9)))
+            made.append({"problem": problem, "prompt": f"p{problem}?", "response": text, "reward": float(right)})
+    return made
+
+
+def logged(checkpoint):
+    """Every number that a run logged up to a checkpoint, but for clocks."""
+    history = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["log_history"]
+    return [{key: value for key, value in entry.items() if "per_second" not in key} for entry in history]
