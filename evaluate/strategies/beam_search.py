@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, extend, growing, sample
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.evaluate.vote import elect
+from extratime.models.request import Completion
 
 
 def beam_search(
@@ -36,6 +38,14 @@ def beam_search(
         step: strings that end a step.
         rounds: steps after which every beam is read to its end.
     """
+    beams, scores = yield from grow(problem, budget, width, verify, step, rounds)
+    return elect(problem, beams, weights(scores), "weighted vote of the final beams")
+
+
+def grow(
+    problem: Problem, budget: int, width: int, verify: Verifier, step: Sequence[str], rounds: int = 40
+) -> Program[tuple[list[Completion], list[float]]]:
+    """The final beams and their scores; see `beam_search` for the arguments."""
     beams = yield from sample(problem.prompt, budget, pause=step)
     for _ in range(rounds):
         open_ = [beam for beam in beams if growing(problem, beam)]
@@ -48,5 +58,4 @@ def beam_search(
         again = [kept[i % len(kept)] for i in range(len(open_))]
         beams = done + (yield from extend(again, pause=step))
     beams = yield from extend(beams)
-    scores = yield from verify(problem, beams)
-    return elect(problem, beams, weights(scores), "weighted vote of the final beams")
+    return beams, (yield from verify(problem, beams))

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, gather
-from extratime.evaluate.strategies.beam_search import beam_search
+from extratime.evaluate.strategies.beam_search import grow
+from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.evaluate.vote import elect
 
@@ -26,7 +28,7 @@ def dvts(
 ) -> Program[Answer]:
     """A candidate with the answer of the greatest total score over all subtrees."""
     width = min(width, budget)
-    trees = yield from gather(beam_search(problem, width, rng, width, verify, step) for _ in range(budget // width))
-    pool = [response for tree in trees for response in tree.pool]
-    votes = [weight for tree in trees for weight in tree.weights]
+    trees = yield from gather(grow(problem, width, width, verify, step) for _ in range(budget // width))
+    pool = [response for beams, _ in trees for response in beams]
+    votes = weights([score for _, scores in trees for score in scores])
     return elect(problem, pool, votes, "weighted vote over the subtrees")

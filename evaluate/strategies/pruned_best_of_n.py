@@ -1,7 +1,7 @@
 """Best-of-N with mid-generation pruning (Manvi et al., arXiv 2410.02725): kill weak responses early.
 
-Read `budget` responses to `look` tokens, score the unfinished ones, drop the lowest `drop` share of all, read the rest
-to their ends and keep the best. Budget law: at most `budget` full-length samples; about (1 − drop) of them in full.
+Read `budget` responses to `look` tokens, score them, keep the highest ⌈(1 − drop)·budget⌉, read those on and keep the
+best. Budget law: at most `budget` full-length samples; about (1 − drop) of them in full.
 `random=True` prunes by chance: the control that a pruning signal must beat.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, sample
 from extratime.evaluate.verifiers.self_eval import self_eval
 
@@ -38,7 +39,7 @@ def pruned_best_of_n(
     scores = yield from verify(problem, begun)
     ranks = list(rng.random(budget)) if random else [-math.inf if math.isnan(s) else s for s in scores]
     order = sorted(range(budget), key=lambda i: (-ranks[i], i))
-    kept = sorted(order[: max(1, budget - math.floor(drop * budget))])
+    kept = sorted(order[: max(1, math.ceil((1 - drop) * budget - 1e-9))])
     responses = yield from extend([begun[i] for i in kept])
     scores = yield from verify(problem, responses)
     return best(responses, scores, f"highest score of {len(kept)} kept out of {budget}")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, sample
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.evaluate.vote import elect
@@ -27,7 +28,12 @@ def weighted_vote(
 def weights(scores: Sequence[float]) -> list[float]:
     """Scores as voting weights: as they are, or their exponentials if a finite one is negative.
 
-    NaN and -inf, which say that a response must not win, weigh 0 and do not turn the others into logarithms.
+    NaN and -inf, which say that a response must not win, weigh 0 and do not turn the others into logarithms. Positive
+    logarithms (a reward model's) are lowered together until the greatest is 0: that changes no vote, and nothing
+    overflows.
     """
-    logarithms = any(-math.inf < s < 0 for s in scores)
-    return [0.0 if math.isnan(s) or s == -math.inf else math.exp(s) if logarithms else s for s in scores]
+    finite = [s for s in scores if math.isfinite(s)]
+    if min(finite, default=0.0) >= 0:
+        return [0.0 if math.isnan(s) or s == -math.inf else s for s in scores]
+    top = max(0.0, max(finite))
+    return [0.0 if math.isnan(s) else math.exp(s - top) for s in scores]
