@@ -118,7 +118,8 @@ class Recipe:
         system: system instruction.
         fewshot: examples; None takes the task's own number.
         fewshot_multiturn: whether examples are turns of the chat.
-        overrides: changes to a task's own YAML, by task; e.g. another dataset folder or split.
+        data: folders with a task's documents, by task: one `<split>.jsonl` a split, in place of the hub.
+        overrides: changes to a task's own YAML, by task; e.g. another split.
         scoring: how a task is read, by task.
         strip_thinking: whether `<think>` blocks are removed before extraction; they stay in the response and count.
     """
@@ -138,6 +139,7 @@ class Recipe:
     system: str | None = None
     fewshot: int | None = None
     fewshot_multiturn: bool = True
+    data: Mapping[str, str] = field(default_factory=dict)
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scoring: Mapping[str, Scoring] = field(default_factory=dict)
     strip_thinking: bool = False

@@ -35,6 +35,7 @@ from extratime.evaluate.streams import Streams
 from extratime.evaluate.tasks.load import load_tasks, reading
 from extratime.evaluate.verifiers.likelihood import mean_logprob
 from extratime.models.engines.open import Opened, open_engine, open_replay
+from extratime.models.manifest import write_text
 from extratime.models.request import Completion, digest
 
 LIBRARIES = ("extratime", "lm-eval", "torch", "transformers", "peft")
@@ -58,15 +59,15 @@ def run_recipe(recipe: Recipe, shard: tuple[int, int] = (0, 1), replay: bool = F
     streams = Streams(folder / "streams", None if replay else name)
     ledger = Ledger()
     try:
-        _write(folder / "recipe.yaml", yaml.safe_dump(_plain(recipe), sort_keys=False))
+        write_text(folder / "recipe.yaml", yaml.safe_dump(_plain(recipe), sort_keys=False))
         opened.save(folder)
         bench = make_bench(recipe, opened, shard)
         labels = [column.spec.label for column in bench.columns]
         refuse_beyond_means(dict(zip(labels, bench.strategies, strict=True)), {"policy": opened.engine})
         scored, report = evaluate(bench, _runner(opened, streams, ledger))
         _keep(folder, name, bench, scored)
-        _write(folder / "lm_eval" / f"{name}.json", json.dumps(report, default=str))
-        _write(folder / f"run-{name}.json", json.dumps(_account(recipe, opened, ledger, began), indent=1))
+        write_text(folder / "lm_eval" / f"{name}.json", json.dumps(report, default=str))
+        write_text(folder / f"run-{name}.json", json.dumps(_account(recipe, opened, ledger, began), indent=1))
     finally:
         streams.close()
         opened.engine.close()
@@ -106,8 +107,8 @@ def _keep(folder: Path, name: str, bench: Bench, scored: Iterable[Scored]) -> No
     """Write results, and every distinct response once."""
     responses: dict[str, dict[str, Any]] = {}
     lines = [json.dumps(_record(bench, item, responses)) for item in scored]
-    _write(folder / "results" / f"{name}.jsonl", "".join(line + "\n" for line in lines))
-    _write(folder / "responses" / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in responses.values()))
+    write_text(folder / "results" / f"{name}.jsonl", "".join(line + "\n" for line in lines))
+    write_text(folder / "responses" / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in responses.values()))
 
 
 def _record(bench: Bench, item: Scored, responses: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -150,6 +151,7 @@ def _refer(
         responses[name] = {
             "id": name,
             "text": response.text,
+            "tokens": list(response.tokens),
             "n_tokens": response.n_tokens,
             "finish": response.finish,
             "logprob": _finite(mean_logprob(response)),
@@ -195,10 +197,3 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 def _entry(spec: Mapping[str, Any]) -> dict[str, Any]:
     extra = {"budgets": spec["budgets"]} if spec["budgets"] else {}
     return {spec["name"]: {**spec["options"], "label": spec["label"], **extra}}
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)

@@ -64,15 +64,19 @@ class RunConfig:
     dtype: str = field(default="float32", metadata={"choices": ["float32", "bfloat16", "float16"]})
     resume: str = "auto"
     fresh_optimizer: bool = False
-    use_cpu: bool = field(default_factory=lambda: not torch.accelerator.is_available())
+    use_cpu: bool | None = None
     bf16: bool | None = None
     save_steps: float = 50
     save_total_limit: int | None = 2
     activation_checkpointing: bool = False
-    dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
+    dataloader_pin_memory: bool | None = None
 
     def __post_init__(self) -> None:
-        """TRL computes in bfloat16 wherever it is not told otherwise; a CPU is slower and less exact in it."""
+        """TRL computes in bfloat16 wherever it is not told otherwise; a CPU is less exact in it, and often slower."""
+        if self.use_cpu is None:
+            self.use_cpu = not torch.accelerator.is_available()
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = not self.use_cpu
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16)
         super().__post_init__()

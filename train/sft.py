@@ -1,18 +1,20 @@
 """Supervised warm-up: next-token loss on worked solutions, so that a policy solves some problems some of the time.
 
-Rows are `{"prompt": …, "completion": …}`, both texts or both lists of chat messages; only the completion carries loss.
+Rows come from a file, `{"prompt": …, "completion": …}` a line, both texts or both lists of chat messages; or from the
+training split of lm-eval tasks, the prompt as the task renders it. Only the completion carries loss.
 TRL's SFT trainer, with one difference: away from its fused GPU kernel TRL projects every position onto the vocabulary,
 and here only the columns of a batch in which some row has a label.
 
-    python -m extratime.train.sft --config recipes/sft/embedded.yaml
+    python -m extratime.train.sft --config recipes/sft/sums.yaml
     accelerate launch --config_file recipes/accelerate/zero3.yaml -m extratime.train.sft --config recipes/sft/…
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import torch.nn.functional as F
 from datasets import Dataset
 from trl import SFTTrainer
 
+from extratime.evaluate.grid import Recipe
+from extratime.evaluate.tasks.load import load_tasks
 from extratime.train import run
 
 
@@ -29,9 +33,15 @@ class Config(run.SFTRunConfig):
 
     Attributes:
         data: JSONL of prompt and completion.
+        tasks: lm-eval tasks to take worked solutions from, beside or instead of `data`.
+        problems: documents of each task; None takes all.
+        solution: the documents' field that holds the worked solution.
     """
 
     data: str = ""
+    tasks: list[str] = field(default_factory=list)
+    problems: int | None = None
+    solution: str = "solution"
 
 
 class ColumnTrainer(SFTTrainer):
@@ -79,15 +89,34 @@ def read_rows(path: str) -> list[dict[str, Any]]:
     return rows
 
 
+def task_rows(args: Config) -> Iterator[dict[str, Any]]:
+    """Prompt and worked solution of each training document of the tasks.
+
+    Raises:
+        ValueError: a task has no training split, or its documents no such field.
+    """
+    for name, task in load_tasks(Recipe(args.model, tuple(args.tasks), (), Path(args.output_dir))).items():
+        if not task.has_training_docs():
+            raise ValueError(f"task {name} has no training split to take solutions from")
+        for doc in itertools.islice(task.training_docs(), args.problems):
+            if args.solution not in doc:
+                raise ValueError(
+                    f"task {name}: no field {args.solution!r} in its documents; there are {', '.join(doc)}"
+                )
+            yield {"prompt": task.doc_to_text(doc), "completion": str(doc[args.solution])}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe."""
     args, settings = run.parse(Config, argv)
-    todo = run.begin("sft", args, settings, [args.data])
+    if not (args.data or args.tasks):
+        raise ValueError("nothing to learn from: name a file of rows (data) or tasks with worked solutions (tasks)")
+    todo = run.begin("sft", args, settings, [args.data] if args.data else [])
     if todo is None:
         return
+    rows = (read_rows(args.data) if args.data else []) + list(task_rows(args) if args.tasks else [])
     model, tokenizer = run.load_policy(args)
-    rows = Dataset.from_list(read_rows(args.data))
-    run.fit(ColumnTrainer, args, todo, model=model, processing_class=tokenizer, train_dataset=rows)
+    run.fit(ColumnTrainer, args, todo, model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from lm_eval.tasks import TaskManager
 
 from extratime.evaluate.grade import answer_key, strip_thinking
 from extratime.evaluate.grid import Recipe, RecipeError, Scoring
+from extratime.models.manifest import write_text
 
 OURS = Path(__file__).parent
 
@@ -33,9 +34,9 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
     for name in recipe.tasks:
         if name not in manager.task_index:
             raise RecipeError(f"no task {name!r} in lm-eval or in {OURS}; `lm-eval ls tasks` lists them")
-    for name in recipe.overrides:
+    for name in [*recipe.overrides, *recipe.data]:
         if name not in recipe.tasks:
-            raise RecipeError(f"overrides are given for the task {name!r}, which the recipe does not run")
+            raise RecipeError(f"data or overrides are given for the task {name!r}, which the recipe does not run")
     tasks: dict[str, Task] = manager.load([_spec(manager, recipe, name) for name in recipe.tasks])["tasks"]
     for name, task in tasks.items():
         _check(name, task)
@@ -45,13 +46,24 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
 
 def _spec(manager: TaskManager, recipe: Recipe, name: str) -> str:
     """The task's name, or a YAML file in the run folder that includes the task and overrides some of it."""
-    if name not in recipe.overrides:
+    changes = _local(name, recipe) | dict(recipe.overrides.get(name, {}))
+    if not changes:
         return name
     file = recipe.output / "tasks" / f"{name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
     base = {"include": str(manager.task_index[name].yaml_path)}
-    file.write_text(yaml.safe_dump(base | dict(recipe.overrides[name])), encoding="utf-8")
+    write_text(file, yaml.safe_dump(base | changes))
     return str(file)
+
+
+def _local(name: str, recipe: Recipe) -> dict[str, Any]:
+    """What makes a task read its documents from a folder."""
+    if name not in recipe.data:
+        return {}
+    folder = Path(recipe.data[name]).expanduser()
+    files = {file.stem: str(file.resolve()) for file in sorted(folder.glob("*.jsonl"))}
+    if not files:
+        raise RecipeError(f"data.{name}: no <split>.jsonl in {folder}; give the folder that holds test.jsonl")
+    return {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
 
 
 def _check(name: str, task: Task) -> None:

@@ -1,0 +1,8 @@
+#!/bin/sh
+# The main job on the embedded model. Each step goes on where it was, and a finished one returns at once.
+set -eu
+cd "$(dirname "$0")/.."
+extratime train sft --config recipes/sft/sums.yaml
+extratime train rollouts recipes/rollouts/sums.yaml
+extratime train self_eval --config recipes/self_eval/sums.yaml
+extratime evaluate recipes/evaluate/demo.yaml

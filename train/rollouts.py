@@ -1,0 +1,73 @@
+"""Draws from a policy, as training data: an evaluation of the training split, written as one line a draw.
+
+The recipe is one of `extratime evaluate`, so tasks, prompts, sampling, engines, shards and resuming are those of an
+evaluation; every strategy's pool counts, and `self_consistency` has the plainest one: `budget` i.i.d. samples. The
+reward is the task's own metric. Failed draws are left out and counted.
+
+    python -m extratime.train.rollouts recipes/rollouts/sums.yaml            # → <output>/draws.jsonl
+    extratime train rollouts recipes/rollouts/sums.yaml --set limit=50
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from extratime.evaluate.grid import read_recipe
+from extratime.evaluate.run import run_recipe
+from extratime.models.engines.text import encoder
+from extratime.models.load import load_tokenizer
+from extratime.models.manifest import write_text
+
+
+def draws(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every draw in the pools of a run folder, in the order of its results; each path of a problem once.
+
+    Yields:
+        problem, prompt, prompt_ids, response, tokens, reward; where the engine tells no ids, without them.
+    """
+    said = {line["id"]: line for line in _lines(folder, "responses")}
+    encode = encoder(load_tokenizer(folder / "tokenizer")) if (folder / "tokenizer").is_dir() else None
+    told = set()
+    for result in _lines(folder, "results"):
+        for place, (name, _) in enumerate(result["pool"]):
+            response = said[name]
+            path = (result["problem"], result["replicate"], place, name)
+            if response["finish"] == "failed" or path in told:
+                continue
+            told.add(path)
+            yield {
+                "problem": result["problem"],
+                "prompt": result["question"],
+                "response": response["text"],
+                "reward": response["score"],
+                **({"prompt_ids": encode(result["question"]).ids, "tokens": response["tokens"]} if encode else {}),
+            }
+
+
+def _lines(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
+    for file in sorted((folder / kind).glob("*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the recipe and write its draws."""
+    parser = argparse.ArgumentParser(prog="extratime train rollouts", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("recipe", type=Path, help="an evaluation recipe, e.g. recipes/rollouts/sums.yaml")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args(argv)
+    folder = run_recipe(read_recipe(args.recipe, args.overrides))
+    rows = list(draws(folder))
+    write_text(folder / "draws.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    rewards = [row["reward"] for row in rows]
+    mean = sum(rewards) / len(rewards) if rewards else float("nan")
+    sys.stderr.write(f"{folder / 'draws.jsonl'}: {len(rows)} draws, mean reward {mean:.3f}\n")
+
+
+if __name__ == "__main__":
+    main()
