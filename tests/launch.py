@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 
 for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
@@ -135,6 +136,86 @@ def die_after(step, number=signal.SIGKILL):
         return original(self, *args, **kwargs)
 
     Trainer.training_step = training_step
+
+
+def only(rank, function, *args):
+    """Call `function` on one process."""
+    if int(os.environ["RANK"]) == rank:
+        function(*args)
+
+
+def poison(at, harm):
+    """A trainer for sft whose loss, or the gradient of it alone, is not finite from step `at` + 1 on."""
+    from extratime.train import sft
+
+    class Poisoned(sft.ColumnTrainer):
+        before = ()
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if self.state.global_step < at:
+                return loss
+            self.before = [weight.detach().clone() for weight in held(self.model)]
+            # The root has an infinite slope at 0, its own value, and infinity times 0 is not a number.
+            return loss * HARM[harm] if harm in HARM else loss + (loss * 0).sqrt()
+
+        def train(self, *args, **kwargs):
+            try:
+                return super().train(*args, **kwargs)
+            except ArithmeticError:
+                moved = self.before and any(
+                    not torch.equal(a, b) for a, b in zip(self.before, held(self.model), strict=True)
+                )
+                sys.stderr.write("the weights moved\n" if moved else "the weights did not move\n")
+                raise
+
+    return Poisoned
+
+
+HARM = {"loss": float("nan"), "infinite": float("inf")}
+
+
+def held(model):
+    """What this process holds of the weights."""
+    return [getattr(weight, "ds_tensor", weight) for weight in model.parameters()]
+
+
+def use_poison(at, harm):
+    """Have sft train with it."""
+    from extratime.train import sft
+
+    sft.ColumnTrainer = poison(at, harm)
+
+
+def use_hub(folder):
+    """Look for hub models in a folder of the test; the forked process has read its environment already."""
+    from huggingface_hub import constants
+    from transformers.utils import hub
+
+    constants.HF_HUB_CACHE = hub.constants.HF_HUB_CACHE = folder
+
+
+def command_line(argv):
+    """`extratime …`."""
+    from extratime.evaluate.cli import main
+
+    raise SystemExit(main(argv))
+
+
+def stay_off_the_network():
+    """Make any connection to another machine an error."""
+
+    def hook(event, args):
+        if (
+            event == "socket.connect"
+            and isinstance(args[1], tuple)
+            and not str(args[1][0]).startswith(("127.", "::1"))
+        ):
+            raise PermissionError(f"the network was used: {args[1]}")
+        if event == "socket.getaddrinfo" and args[0] not in ("localhost", "127.0.0.1", None):
+            raise PermissionError(f"the network was used: {args[0]}")
+
+    sys.addaudithook(hook)
 
 
 def write_yaml(path, **settings):

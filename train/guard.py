@@ -101,13 +101,13 @@ class Guarded(Trainer):
             self._refuse(bad, f"gradient norm is {float(norm)}")
         return norm
 
-    def _refuse(self, bad: bool, what: str) -> None:
+    def _refuse(self, bad: bool, what: str, ahead: int = 1) -> None:
         if agreed(int(bad), self.args.device):
-            step = self.state.global_step + 1
             told = what if bad else "another process met NaN or infinity"
             raise NotFinite(
-                f"step {step}: {told}; stopped before saving anything of it. {self.args.output_dir} holds the "
-                "checkpoints from before; look at the data of this step or lower the learning rate"
+                f"step {self.state.global_step + ahead}: {told}; stopped before saving anything of it. "
+                f"{self.args.output_dir} holds the checkpoints from before; look at the data of this step or lower "
+                "the learning rate"
             )
 
     def _weights_finite(self) -> bool:
@@ -152,7 +152,7 @@ class Guarded(Trainer):
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._refuse(not self._weights_finite(), "a weight is NaN or infinite")
+        self._refuse(not self._weights_finite(), "a weight is NaN or infinite", 0)
         output = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
