@@ -20,8 +20,9 @@ from typing import Any, TypeAlias
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 Where: TypeAlias = str | os.PathLike[str]
 
@@ -81,7 +82,8 @@ def load(
 
     Raises:
         FileNotFoundError: no model, tokenizer or safetensors there; the message says what to do.
-        ValueError: a chat template is needed and the tokenizer has none; or there is no such numeric type.
+        ValueError: weights are damaged, lacking or of another shape; a chat template is needed and the tokenizer has
+            none; or there is no such numeric type.
     """
     dtype = _dtype(dtype)
     named = {name: Path(path) for name, path in (adapters or {}).items()}
@@ -89,10 +91,23 @@ def load(
     if own is not None and (own / "adapter_config.json").is_file():
         return _load_adapter(own, dtype, named, device, chat)
     folder = own or _fetch(str(where), revision)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    model = _with_adapters(model, named).to(device or "cpu").eval()
+    model = _with_adapters(_model(folder, dtype), named).to(device or "cpu").eval()
     mark = fingerprint(folder, model.dtype)
     return Loaded(model, load_tokenizer(folder, chat), mark, str(where), _marks(named, model.dtype))
+
+
+def _model(folder: Path, dtype: torch.dtype | str) -> Any:
+    both: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    model, told = both
+    if missing := sorted(told["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"{folder} lacks weights that its config.json asks for: {', '.join(missing[:3])}{more}; "
+            "copy or download the checkpoint again"
+        )
+    return model
 
 
 def load_tokenizer(folder: Path, chat: bool = False) -> Any:
@@ -226,6 +241,7 @@ def _weights(folder: Path) -> list[Path]:
     """The safetensors files of a folder."""
     found = sorted(folder.glob("*.safetensors"))
     if found:
+        _check(folder, found)
         return found
     pickles = [path.name for kind in _PICKLES for path in folder.glob(kind)]
     if pickles:
@@ -234,6 +250,19 @@ def _weights(folder: Path) -> list[Path]:
             "convert them with save_pretrained(..., safe_serialization=True) where you trust them"
         )
     raise FileNotFoundError(f"no *.safetensors in {folder}: the weights are missing")
+
+
+def _check(folder: Path, found: list[Path]) -> None:
+    """Refuse weights that are not whole."""
+    wanted = set(_json(folder / "model.safetensors.index.json").get("weight_map", {}).values())
+    if gone := sorted(wanted - {path.name for path in found}):
+        raise FileNotFoundError(f"{folder} lacks {', '.join(gone)}: copy or download the checkpoint again")
+    for path in found:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}): copy or download it again") from error
 
 
 def _fetch(name: str, revision: str | None) -> Path:
@@ -269,7 +298,7 @@ def _load_adapter(
         return replace(plain, where=str(folder))
     plain = load(base, config.revision, dtype, None, device)
     _weights(folder)
-    model = PeftModel.from_pretrained(plain.model, str(folder)).merge_and_unload()
+    model = _put(plain.model, "default", folder).merge_and_unload()
     model = _with_adapters(model, named).to(device or "cpu").eval()
     has_own = (folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(folder if has_own else Path(plain.tokenizer.name_or_path), chat)
@@ -286,8 +315,17 @@ def _with_adapters(model: Any, named: Mapping[str, Path]) -> Any:
         if not (path / "adapter_config.json").is_file():
             raise FileNotFoundError(f"adapter {name!r}: no adapter_config.json in {path}")
         _weights(path)
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(path), name)
-        else:
-            model = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+        model = _put(model, name, path)
+    return model
+
+
+def _put(model: Any, name: str, path: Path) -> Any:
+    """`model` with the adapter in `path` on it."""
+    try:
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, str(path), adapter_name=name)
+        model.load_adapter(str(path), name)
+    except (RuntimeError, ValueError) as error:
+        why = next((line.strip() for line in str(error).splitlines() if "mismatch" in line), str(error))
+        raise ValueError(f"adapter {name!r} in {path} does not fit its base model: {why}") from error
     return model

@@ -1,11 +1,24 @@
 """Toy Hugging Face models and tokenizers, built in memory: quick enough for any test, real enough for any engine."""
 
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from extratime.models.engines.hf import HFEngine
+from extratime.models.load import Loaded
+from extratime.models.request import Drawn, Prompt, Work
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -66,8 +79,8 @@ def save(folder, chat=True, **shape) -> Path:
 
 def save_adapter(base, folder, invocation=None, seed=1) -> Path:
     """A LoRA on the model folder `base` with random, non-zero weights; activated by token ids if they are given."""
+    plain = AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(seed)
-    plain = LlamaForCausalLM.from_pretrained(base)
     config = LoraConfig(
         task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], alora_invocation_tokens=invocation
     )
@@ -78,3 +91,57 @@ def save_adapter(base, folder, invocation=None, seed=1) -> Path:
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     adapted.save_pretrained(folder)
     return Path(folder)
+
+
+def engine(kind="llama", slots=8, kv_bytes=None, dtype=torch.float32, eos=True, **shape):
+    """The engine on a toy model; nothing ends a response where `eos` is off."""
+    reads = tokenizer()
+    if not eos:
+        reads.eos_token = None
+    made = model(kind, eos=eos, **shape).to(dtype)
+    return HFEngine(Loaded(made, reads, "tiny", "tiny"), slots, kv_bytes)
+
+
+def serve(engine, requests):
+    """Submit requests and wait for all replies; returns them in order."""
+    for ticket, request in enumerate(requests):
+        engine.submit(ticket, request)
+    replies = {}
+    while answered := engine.poll():
+        replies.update(answered)
+    return [replies[ticket] for ticket in range(len(requests))]
+
+
+def prompt(length, seed=0):
+    """A random prompt of plain ASCII, in ids of the toy tokenizer."""
+    rng = random.Random(seed)
+    return Prompt("", tuple(rng.randrange(94) for _ in range(length)))
+
+
+def logits_of(model, ids):
+    """Logits [tokens, vocabulary] of a plain forward pass."""
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].float()
+
+
+def same(one, other):
+    """Whether two replies tell the same path, whatever it cost."""
+    for mine, yours in ((one.logprobs, other.logprobs), (one.tempered, other.tempered)):
+        torch.testing.assert_close(torch.tensor(mine), torch.tensor(yours), atol=2e-4, rtol=0)
+    bare = {"work": Work(), "logprobs": (), "tempered": ()}
+    return replace(one, **bare) == replace(other, **bare)
+
+
+def joined(parts):
+    """One reply from the replies along a path."""
+    text, ends = "", []
+    for part in parts:
+        ends += [len(text) + end for end in part.ends]
+        text += part.text
+    columns = {name: sum((getattr(p, name) for p in parts), ()) for name in ("tokens", "logprobs", "tempered")}
+    return Drawn(text, tuple(ends), **columns, eos=parts[-1].eos)
+
+
+def pairs(before, tokens):
+    """Query-key pairs of reading `tokens` tokens after `before`."""
+    return sum(before + i + 1 for i in range(tokens))

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from extratime.models.engines.kv import Pool, PrefixStore, Segment, common
+from extratime.models.engines.memory import attempt, no_memory
 from extratime.models.request import Work
 
 _BATCH_TOKENS = 2048
 _BATCH_ROWS = 16
 _PIECE = 1024
+"""Tokens of a row that go through the model at once, and a quarter of them where the answer needs their logits."""
+_SMALLEST = 32
+"""After running out of memory pieces get smaller, down to this."""
 _SHARED = 16
 """Contexts that share this many tokens not yet read are read one after the other, the shared part once."""
 
@@ -61,19 +65,19 @@ class Chunk:
     Attributes:
         context: all tokens before them.
         ids: the tokens.
+        asked: whose log-probability is wanted: (index in `ids` of the token before it, its id), in order of index.
         tally: who pays.
-        tail: how many of the last positions to give logits for.
         switch: index in `ids` from which an activated LoRA is on.
-        logits: the answer, [tail, vocabulary].
+        values: the answer: a log-probability for each of `asked`.
         error: why there is none.
     """
 
     context: Context
     ids: list[int]
+    asked: list[tuple[int, int]]
     tally: Tally
-    tail: int = 1
     switch: int = 0
-    logits: Tensor | None = None
+    values: list[float] = field(default_factory=list)
     error: str = ""
 
 
@@ -94,49 +98,66 @@ class Runner:
     seconds: dict[str, float] = field(default_factory=lambda: {"prefill": 0.0, "decode": 0.0})
     adapter: str | None = ""
 
-    def step(self, tokens: list[int], lengths: list[int]) -> Tensor:
+    def step(self, tokens: list[int], lengths: list[int], tallies: list[Tally]) -> Tensor:
         """Read one token in each of the first rows, which hold `lengths` tokens; returns logits [rows, vocabulary]."""
+        self.pool.reserve(len(tokens), max(lengths) + 1)
         self.use(None)
         ids = torch.tensor(tokens, device=self.device)[:, None]
         starts = torch.tensor(lengths, device=self.device)
-        logits = self._forward(0, ids, starts, max(lengths) + 1, torch.ones_like(ids, dtype=torch.bool))
-        self.total.generated(len(tokens), sum(lengths) + len(lengths))
+        logits = self._forward(0, ids, starts, max(lengths) + 1, 1)
+        for tally, length in zip(tallies, lengths, strict=True):
+            tally.generated(1, length + 1)
+            self.total.generated(1, length + 1)
         return logits
 
     def read(self, chunks: Sequence[Chunk], low: int, adapter: str | None = None) -> None:
-        """Answer chunks on scratch rows from `low` on; puts logits or an error into each."""
+        """Answer chunks on scratch rows from `low` on; puts values or an error into each."""
         # With an activated LoRA everything before the invocation is the plain model's.
         under = None if adapter is None or self.invocation(adapter) else adapter
         held, errors = self.hold([(c.context, c.tally) for c in chunks], low, under)
         for chunk in chunks:
-            chunk.error = errors.get(chunk.context, "")
+            if chunk.context in errors:
+                chunk.error = no_memory(errors[chunk.context], len(chunk.context) + len(chunk.ids))
         fine = sorted((c for c in chunks if not c.error), key=lambda c: len(c.ids))
         for batch in _batches(fine, [len(c.ids) for c in fine]):
             self._answer(batch, held, low, adapter)
 
-    def _answer(self, chunks: list[Chunk], held: dict[Context, Pieces], low: int, adapter: str | None) -> None:
-        try:
-            with self.timed("prefill"):
-                self._extend(chunks, held, low, adapter)
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            if len(chunks) == 1:
-                chunks[0].error = no_memory(error, len(chunks[0].context) + len(chunks[0].ids))
-                return
-            self._answer(chunks[: len(chunks) // 2], held, low, adapter)
-            self._answer(chunks[len(chunks) // 2 :], held, low, adapter)
+    def _answer(
+        self, chunks: list[Chunk], held: dict[Context, Pieces], low: int, adapter: str | None, piece: int = _PIECE // 4
+    ) -> None:
+        with self.timed("prefill"):
+            why = attempt(lambda: self._extend(chunks, held, low, adapter, piece))
+        if why is None:
+            return
+        self.relieve()
+        if len(chunks) > 1:
+            self._answer(chunks[: len(chunks) // 2], held, low, adapter, piece)
+            self._answer(chunks[len(chunks) // 2 :], held, low, adapter, piece)
+        elif piece > _SMALLEST:
+            self._answer(chunks, held, low, adapter, piece // 2)
+        else:
+            chunks[0].error = no_memory(why, len(chunks[0].context) + len(chunks[0].ids))
 
-    def _extend(self, chunks: list[Chunk], held: dict[Context, Pieces], low: int, adapter: str | None) -> None:
+    def _extend(
+        self, chunks: list[Chunk], held: dict[Context, Pieces], low: int, adapter: str | None, piece: int
+    ) -> None:
+        activated = adapter is not None and bool(self.invocation(adapter))
         for i, chunk in enumerate(chunks):
-            self.enter(low + i, chunk.context, held[chunk.context], plain=adapter is None or bool(self._extra(adapter)))
-        starts = [len(c.context) for c in chunks]
-        ids, keep = self._pad([c.ids for c in chunks], [c.tail for c in chunks])
-        extra = self._extra(adapter, [ids.shape[1] - c.switch for c in chunks])
-        logits = self._read_rows(low, ids, starts, keep, adapter, extra)
-        for chunk, part in zip(chunks, logits.split([c.tail for c in chunks]), strict=True):
-            self._charge(chunk.tally, len(chunk.context), len(chunk.ids))
-            chunk.logits = part
+            chunk.values = []
+            self.enter(low + i, chunk.context, held[chunk.context], plain=adapter is None or activated)
+        width = max(len(c.ids) for c in chunks)
+        # What switches an adapter on has to go through the model in one piece.
+        size = width if activated else piece
+        for begin in range(0, width, size):
+            news = [c.ids[begin : begin + size] for c in chunks]
+            starts = [len(c.context) + min(begin, len(c.ids)) for c in chunks]
+            asked = [[(i - begin, t) for i, t in c.asked if begin <= i < begin + size] for c in chunks]
+            extra = {"alora_offsets": [max(map(len, news)) - c.switch for c in chunks]} if activated else {}
+            logits = self._read_rows(low, news, starts, adapter, [sorted({i for i, _ in a}) for a in asked], extra)
+            for chunk, start, new in zip(chunks, starts, news, strict=True):
+                self._charge(chunk.tally, start, len(new))
+            for chunk, values in zip(chunks, _told(logits, asked), strict=True):
+                chunk.values += values
 
     def hold(
         self, wanted: Sequence[tuple[Context, Tally]], low: int, adapter: str | None = None
@@ -179,20 +200,19 @@ class Runner:
         adapter: str | None,
         piece: int = _PIECE,
     ) -> None:
-        try:
-            with self.timed("prefill"):
-                self._read_contexts(batch, held, low, adapter, piece)
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            items = list(batch.items())
-            if len(items) > 1:
-                self._prefill(dict(items[: len(items) // 2]), held, errors, low, adapter, piece)
-                self._prefill(dict(items[len(items) // 2 :]), held, errors, low, adapter, piece)
-            elif piece > 32:
-                self._prefill(batch, held, errors, low, adapter, piece // 2)
-            else:
-                errors[items[0][0]] = no_memory(error, len(items[0][0]))
+        with self.timed("prefill"):
+            why = attempt(lambda: self._read_contexts(batch, held, low, adapter, piece))
+        if why is None:
+            return
+        self.relieve()
+        items = list(batch.items())
+        if len(items) > 1:
+            self._prefill(dict(items[: len(items) // 2]), held, errors, low, adapter, piece)
+            self._prefill(dict(items[len(items) // 2 :]), held, errors, low, adapter, piece)
+        elif piece > _SMALLEST:
+            self._prefill(batch, held, errors, low, adapter, piece // 2)
+        else:
+            errors[items[0][0]] = why
 
     def _read_contexts(
         self, batch: dict[Context, Tally], held: dict[Context, Pieces], low: int, adapter: str | None, piece: int
@@ -202,8 +222,7 @@ class Runner:
         done = [sum(n for _, n in held[c]) for c in batch]
         while any(k < len(c) for c, k in zip(batch, done, strict=True)):
             news = [list(c[k : k + piece]) for c, k in zip(batch, done, strict=True)]
-            ids, keep = self._pad(news, [0] * len(news))
-            self._read_rows(low, ids, done, keep, adapter)
+            self._read_rows(low, news, done, adapter, [[] for _ in news])
             for tally, k, new in zip(batch.values(), done, news, strict=True):
                 self._charge(tally, k, len(new))
             done = [k + len(new) for k, new in zip(done, news, strict=True)]
@@ -226,25 +245,44 @@ class Runner:
             self.pool.kept[row] = context[:known]
 
     def keep(self, row: int, context: Context, adapter: str | None = None) -> None:
-        """Store what a row of the pool holds of `context`."""
-        self.store.insert(context, lambda begin, end: self.pool.read(row, begin, end), adapter)
+        """Store what a row of the pool holds of `context`, if there is memory for it."""
+        if attempt(lambda: self.store.insert(context, lambda a, b: self.pool.read(row, a, b), adapter)):
+            self.relieve()
+
+    def relieve(self) -> None:
+        """After running out of memory: keep less."""
+        self.store.shrink(self.store.bytes // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _read_rows(
         self,
         low: int,
-        ids: Tensor,
+        news: list[list[int]],
         starts: list[int],
-        keep: Tensor,
         adapter: str | None,
+        keep: list[list[int]],
         extra: dict[str, Any] | None = None,
     ) -> Tensor:
-        columns = max(starts) + ids.shape[1]
-        self.pool.reserve(low + len(ids), columns)
+        """Read new tokens behind `starts` in the rows from `low` on; logits of the places in `keep`, row by row."""
+        width = max(map(len, news))
+        columns = max(starts) + width
+        self.pool.reserve(low + len(news), columns)
         self.use(adapter)
-        return self._forward(low, ids, torch.tensor(starts, device=self.device), columns, keep, extra)
+        ids = torch.tensor([[*new, *[0] * (width - len(new))] for new in news], device=self.device)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, places in enumerate(keep):
+            mask[row, places] = True
+        return self._forward(low, ids, torch.tensor(starts, device=self.device), columns, mask.to(self.device), extra)
 
     def _forward(
-        self, low: int, ids: Tensor, starts: Tensor, columns: int, keep: Tensor, extra: dict[str, Any] | None = None
+        self,
+        low: int,
+        ids: Tensor,
+        starts: Tensor,
+        columns: int,
+        keep: Tensor | int,
+        extra: dict[str, Any] | None = None,
     ) -> Tensor:
         """One pass over rows low … low+rows-1 of the pool.
 
@@ -253,7 +291,7 @@ class Runner:
             ids: [rows, tokens], padded on the right.
             starts: [rows] tokens already in each row.
             columns: columns that attention has to see.
-            keep: [rows, tokens] the positions to give logits for.
+            keep: [rows, tokens] the positions to give logits for, or how many of the last.
             extra: more arguments for the model.
 
         Returns:
@@ -281,12 +319,6 @@ class Runner:
         mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
         return mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)[:, None]
 
-    def _pad(self, news: list[list[int]], tails: list[int]) -> tuple[Tensor, Tensor]:
-        width = max(map(len, news))
-        ids = [[*new, *[0] * (width - len(new))] for new in news]
-        keep = [[len(n) - t <= i < len(n) for i in range(width)] for n, t in zip(news, tails, strict=True)]
-        return torch.tensor(ids, device=self.device), torch.tensor(keep, device=self.device)
-
     def _charge(self, tally: Tally, before: int, tokens: int) -> None:
         tally.read(before, tokens)
         self.total.read(before, tokens)
@@ -311,9 +343,6 @@ class Runner:
         tokens: list[int] | None = getattr(self.model.peft_config[adapter], "alora_invocation_tokens", None)
         return tokens
 
-    def _extra(self, adapter: str | None, offsets: Sequence[int] = ()) -> dict[str, Any]:
-        return {"alora_offsets": list(offsets)} if adapter is not None and self.invocation(adapter) else {}
-
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
         """Add the seconds spent inside to `seconds`."""
@@ -326,17 +355,18 @@ class Runner:
             self.seconds[kind] += perf_counter() - begin
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that memory ran out, on whatever device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(s in str(error) for s in ("DefaultCPUAllocator", "out of memory"))
-
-
-def no_memory(error: Exception, tokens: int) -> str:
-    """What to tell who asked for a row that does not fit alone."""
-    first = str(error).strip().splitlines() or [type(error).__name__]
-    return f"out of memory with a single row of {tokens} tokens; use a smaller model, dtype or context ({first[0]})"
+def _told(logits: Tensor, asked: list[list[tuple[int, int]]]) -> list[list[float]]:
+    """Log-probabilities asked for in each row, from logits of the places asked about, row by row."""
+    lines: list[int] = []
+    first = 0
+    for row in asked:
+        order = {place: first + n for n, place in enumerate(sorted({i for i, _ in row}))}
+        lines += [order[i] for i, _ in row]
+        first += len(order)
+    tokens = torch.tensor([t for row in asked for _, t in row], device=logits.device, dtype=torch.long)
+    at = torch.tensor(lines, device=logits.device, dtype=torch.long)
+    values = iter((logits[at, tokens] - logits.logsumexp(-1)[at]).tolist())
+    return [[next(values) for _ in row] for row in asked]
 
 
 def _batches(items: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:

@@ -1,8 +1,8 @@
 """Where keys and values live: rows that are being decoded, and a store of prefixes that were read before.
 
 `Pool` is a `DynamicCache` whose layers write in place into buffers of shape [rows, kv heads, columns, head size]. A
-token sits in the column of its position, whatever its batch mates do, so a row enters, leaves or rolls back without the
-others moving, nothing is concatenated from step to step, and what lies behind a row's length is simply overwritten.
+token sits in the column of its position, whatever its batch mates do, so a row enters, leaves or rolls back without
+the others moving, nothing is concatenated from step to step, and what lies behind a row's length is overwritten.
 
 `PrefixStore` is a radix tree over token ids: each node holds the keys and values of a run of tokens that all paths
 below it share. The least recently used leaf goes first when the store outgrows its bytes.
@@ -43,14 +43,18 @@ class Window:
 
     @property
     def rows(self) -> Tensor:
+        """Their numbers, [rows, 1]."""
         return torch.arange(self.low, self.high, device=self.places.device)[:, None]
 
 
-class SlotLayer(DynamicLayer):
+class SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer of the pool."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, window: Window, sizes: list[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.window = window
         self.sizes = sizes
 
@@ -106,16 +110,13 @@ class Pool:
         self.window = Window()
         self.cache = DynamicCache()
         self.sizes = [0, 0]
-        self.cache.layers = [SlotLayer(self.window, self.sizes) for _ in range(layers)]
+        self.layers = [SlotLayer(self.window, self.sizes) for _ in range(layers)]
+        self.cache.layers = list(self.layers)
         self.kept: list[tuple[int, ...]] = []
 
     @property
-    def layers(self) -> list[SlotLayer]:
-        layers: list[SlotLayer] = self.cache.layers
-        return layers
-
-    @property
     def columns(self) -> int:
+        """Columns of the buffers."""
         return self.sizes[1]
 
     def reserve(self, rows: int, columns: int) -> None:
@@ -125,8 +126,12 @@ class Pool:
             return
         self.sizes[0] = max(old_rows, rows + rows // 4) if rows > old_rows else old_rows
         self.sizes[1] = 64 * -(-(columns + columns // 4) // 64) if columns > old_columns else old_columns
-        for layer in self.layers:
-            layer.resize(old_rows, old_columns)
+        try:
+            for layer in self.layers:
+                layer.resize(old_rows, old_columns)
+        except Exception:
+            self.sizes[:] = [old_rows, old_columns]  # the layers that grew already hold that and more
+            raise
         self.kept += [()] * (self.sizes[0] - len(self.kept))
 
     def look(self, low: int, places: Tensor, columns: int, start: int | None) -> DynamicCache:
@@ -161,7 +166,8 @@ class Pool:
     def free(self) -> None:
         """Drop all buffers."""
         for layer in self.layers:
-            layer.reset()
+            layer.keys = layer.values = torch.empty(0)
+            layer.is_initialized = False
         self.sizes[:] = [0, 0]
         self.kept.clear()
 
@@ -216,7 +222,11 @@ class PrefixStore:
         parent.children[node.ids[0]] = node
         self.bytes += node.bytes
         self._touch(node)
-        while self.bytes > self.limit:
+        self.shrink(self.limit)
+
+    def shrink(self, size: int) -> None:
+        """Forget what was used least recently, until no more than `size` bytes are left."""
+        while self.bytes > size:
             self._drop(next(iter(self._recent)))
 
     def clear(self) -> None:
@@ -246,11 +256,10 @@ class PrefixStore:
     def _split(self, node: _Node, at: int) -> _Node:
         """Cut a node in two; returns the upper one."""
         assert node.parent is not None
-        head = [(k[:, :at].clone(), v[:, :at].clone()) for k, v in node.segment]
+        head, tail = ([(k[:, part].clone(), v[:, part].clone()) for k, v in node.segment] for part in _halves(at))
         upper = _Node(node.ids[:at], head, node.parent, {node.ids[at]: node})
         node.parent.children[upper.ids[0]] = upper
-        node.segment = [(k[:, at:].clone(), v[:, at:].clone()) for k, v in node.segment]
-        node.ids, node.parent = node.ids[at:], upper
+        node.segment, node.ids, node.parent = tail, node.ids[at:], upper
         self._touch(upper)
         return upper
 
@@ -258,6 +267,10 @@ class PrefixStore:
         assert node.parent is not None
         del node.parent.children[node.ids[0]], self._recent[node]
         self.bytes -= node.bytes
+
+
+def _halves(at: int) -> tuple[slice, slice]:
+    return slice(at), slice(at, None)
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -3,8 +3,8 @@
 The law is the softmax of logits / temperature, cut first to the `top_k` likeliest tokens, then to the smallest set of
 likeliest tokens whose mass reaches `top_p`, then to the tokens at least `min_p` times as likely as the likeliest. A
 token is drawn by inverting the cumulative distribution in vocabulary order, so that a row's draw depends on its own
-logits and uniform alone. Tokens that tie with the last one kept are kept too: with bfloat16 logits ties are common, and
-which of them a sort would drop is an accident.
+logits and uniform alone. Tokens that tie with the last one kept are kept too: with bfloat16 logits ties are common,
+and which of them a sort would drop is an accident.
 """
 
 from __future__ import annotations

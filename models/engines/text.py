@@ -12,48 +12,56 @@ from typing import Any
 
 from extratime.models.request import Prompt
 
-_LONGEST = 4
-"""Bytes of the longest UTF-8 character: what is still broken after so many more tokens stays broken."""
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+_LEFT = 4
+"""Tokens that hold what a token's text depends on: its neighbour, or the three bytes of a character begun."""
 
 
 class Text:
     """The stable text of a path.
 
+    Args:
+        decode: from token ids to text.
+        left: what stands before the path: what a token says can depend on its left neighbour.
+
     Attributes:
         value: the text so far.
     """
 
-    __slots__ = ("_decode", "_head", "_pending", "_shown", "value")
+    __slots__ = ("_decode", "_told", "_window", "value")
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, decode: Callable[[tuple[int, ...]], str], left: Sequence[int] = ()) -> None:
         self.value = ""
         self._decode = decode
-        self._shown: list[int] = []
-        self._head = ""
-        self._pending: list[int] = []
+        self._window = tuple(left[-_LEFT:])
+        self._told = len(_stable(decode(self._window)))
 
     def push(self, token: int) -> None:
         """Read one more token."""
-        self._pending.append(token)
-        window = self._shown + self._pending
-        said = self._decode(window)
-        if said.endswith("\N{REPLACEMENT CHARACTER}") and len(self._pending) <= _LONGEST:
-            return
-        self.value += said[len(self._head) :]
-        self._shown, self._pending = self._pending, []
-        self._head = self._decode(self._shown)
+        self._window += (token,)
+        said = _stable(self._decode(self._window))
+        self.value += said[self._told :]
+        self._told = len(said)
+        if len(self._window) > 2 * _LEFT:
+            self._window = self._window[-_LEFT:]
+            self._told = len(_stable(self._decode(self._window)))
 
     def ends_with_new(self, stops: Sequence[str], old: int) -> bool:
         """Whether one of `stops` occurs and ends behind the first `old` characters."""
         return any(self.value.find(stop, max(0, old - len(stop) + 1)) >= 0 for stop in stops)
 
 
-def decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+def _stable(text: str) -> str:
+    """`text` without a last character that is not complete."""
+    return text.removesuffix(_BROKEN)
+
+
+def decoder(tokenizer: Any) -> Callable[[tuple[int, ...]], str]:
     """The quickest function from token ids to text that a tokenizer has; special tokens are left out."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and not getattr(tokenizer, "clean_up_tokenization_spaces", False):
-        return lambda ids: str(backend.decode(ids, skip_special_tokens=True))
-    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+    if backend is None or getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+    return lambda ids: str(backend.decode(ids, skip_special_tokens=True))
 
 
 def encoder(tokenizer: Any) -> Callable[[str], Prompt]:

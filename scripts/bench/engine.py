@@ -5,9 +5,9 @@
 Four rows have a bar: decoding rows of even length against `model.generate`; rows of ragged length (three quarters 16
 tokens, one quarter 128) against static batches; step search (8 beams × 10 steps × 16 tokens after a 512-token prompt)
 against reading prompt and path again at each step; one self-evaluation read-out as a share of a 256-token sample's
-seconds. Both sides run the same model with ends disabled, so that lengths are exact, in this process, by turns, and each
-figure is the best of `--repeats`. On a CPU the clock is the processor time of this process over its threads: on an idle
-machine the same as seconds, and on a shared one not a measurement of the neighbours.
+seconds. Both sides run the same model with ends disabled, so that lengths are exact, in this process, by turns, and
+each figure is the best of `--repeats`. On a CPU the clock is the processor time of this process over its threads: on
+an idle machine the same as seconds, and on a shared one not a measurement of the neighbours.
 """
 
 import argparse
