@@ -1,0 +1,196 @@
+"""What the stored pools alone tell: pass@k and maj@k of the policy, best-of-k and AUROC of every verifier.
+
+The policy's pool of a problem is its largest one of plain i.i.d. samples. A strategy whose pools carry different
+weights tells what its verifier is worth, so a verifier goes by the strategy's label; one that ranks as an earlier one
+did is left out. All @k figures are exact means over the k-subsets of a pool (`extratime.evaluate.stats`), k in powers
+of two, over the problems with at least k samples. Replicates are pools of their own, the first of the largest counts.
+
+pass@k is the mean of the best score among k, which is the usual one where scores are 0 or 1; maj@k and AUROC are told
+only there. A failed draw takes its place in the pool and is worth nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from extratime.evaluate import calibration, stats
+from extratime.evaluate.report.leaderboard import ALL, plain
+from extratime.evaluate.report.read import Response, Result, Run
+
+
+@dataclass(frozen=True, slots=True)
+class AtK:
+    """One exact @k figure of a task: `kind` is "pass", "maj" or "best"; `verifier` is "" but for "best"."""
+
+    task: str
+    kind: str
+    verifier: str
+    k: int
+    value: float
+    low: float
+    high: float
+    questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How well a verifier ranks right above wrong: over all samples, and inside each question with both kinds."""
+
+    task: str
+    verifier: str
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    within: float
+    within_low: float
+    within_high: float
+    questions: int
+    mixed_questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The samples of one problem: responses and weights (NaN where there is none), in the order of their draw."""
+
+    responses: tuple[Response, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def worth(self) -> list[float]:
+        """Scores."""
+        return [response.worth for response in self.responses]
+
+    @property
+    def ranks(self) -> list[int]:
+        """Places as `extratime.evaluate.program.best` ranks: finished before unfinished before failed, then weight."""
+        keys = [
+            (response.standing, -math.inf if math.isnan(weight) else weight)
+            for response, weight in zip(self.responses, self.weights, strict=True)
+        ]
+        order = {key: rank for rank, key in enumerate(sorted(set(keys)))}
+        return [order[key] for key in keys]
+
+
+Pools = dict[str, Pool]
+
+
+def pool_statistics(run: Run, resamples: int = 10_000) -> tuple[list[AtK], list[Ranking]]:
+    """Figures at k and verifiers' rankings of each task, and of all tasks together where there are several.
+
+    Args:
+        run: what to summarise.
+        resamples: of every bootstrap.
+    """
+    at_k: list[AtK] = []
+    rankings: list[Ranking] = []
+    tasks = list(dict.fromkeys(r.task for r in run.results))
+    for task in tasks if len(tasks) == 1 else [ALL, *tasks]:
+        results = [r for r in run.results if task in (r.task, ALL) and plain(run, r.strategy)]
+        shared = _pools(results, run.responses)
+        binary = all(worth in (0, 1) for pool in shared.values() for worth in pool.worth)
+        at_k += _policy(task, shared, binary, resamples)
+        for verifier, pools in _verifiers(results, run.responses).items():
+            at_k += _figures(task, "best", verifier, pools, _best, resamples)
+            if binary:
+                rankings.append(_ranking(task, verifier, pools, resamples))
+    return at_k, rankings
+
+
+def _pools(results: Iterable[Result], responses: Mapping[str, Response]) -> Pools:
+    """The largest pool of each problem; of equals, the first."""
+    largest: dict[str, Result] = {}
+    for r in results:
+        if r.problem not in largest or len(r.pool) > len(largest[r.problem].pool):
+            largest[r.problem] = r
+    pools = {}
+    for problem, r in largest.items():
+        known = [(responses[i], math.nan if w is None else w) for i, w in r.pool if i in responses]
+        if known:
+            pools[problem] = Pool(tuple(drawn for drawn, _ in known), tuple(w for _, w in known))
+    return pools
+
+
+def _verifiers(results: Sequence[Result], responses: Mapping[str, Response]) -> dict[str, Pools]:
+    """Pools by label where weights differ: otherwise there was no verifier, only a count."""
+    found: dict[str, Pools] = {}
+    rankings: list[list[list[int]]] = []
+    for label in dict.fromkeys(r.strategy for r in results):
+        pools = _pools((r for r in results if r.strategy == label), responses)
+        ranks = [pool.ranks for pool in pools.values()]
+        if any(len(set(p.weights)) > 1 for p in map(_weighed, pools.values())) and ranks not in rankings:
+            rankings.append(ranks)
+            found[label] = pools
+    return found
+
+
+def _weighed(pool: Pool) -> Pool:
+    """The samples that have a weight."""
+    kept = [(r, w) for r, w in zip(pool.responses, pool.weights, strict=True) if not math.isnan(w)]
+    return Pool(tuple(r for r, _ in kept), tuple(w for _, w in kept))
+
+
+def _policy(task: str, pools: Pools, binary: bool, resamples: int) -> list[AtK]:
+    figures = _figures(task, "pass", "", pools, _reached, resamples)
+    return figures + (_figures(task, "maj", "", pools, _majority, resamples) if binary else [])
+
+
+def _reached(pool: Pool, ks: Sequence[int]) -> list[float]:
+    worth = pool.worth
+    return [stats.best_of_k(worth, worth, k) for k in ks]
+
+
+def _majority(pool: Pool, ks: Sequence[int]) -> list[float]:
+    """Only finished responses vote, as in `extratime.evaluate.vote`."""
+    votes = [response.answer if response.standing == 2 else None for response in pool.responses]
+    flags = [worth > 0 and vote is not None for worth, vote in zip(pool.worth, votes, strict=True)]
+    counts = stats.vote_counts(votes, flags)
+    return [stats.maj_at_k(*counts, k) for k in ks]
+
+
+def _best(pool: Pool, ks: Sequence[int]) -> list[float]:
+    worth, ranks = pool.worth, np.array(pool.ranks, dtype=float)
+    return [stats.best_of_k(worth, ranks, k) for k in ks]
+
+
+def _figures(
+    task: str,
+    kind: str,
+    verifier: str,
+    pools: Pools,
+    of: Callable[[Pool, Sequence[int]], list[float]],
+    resamples: int,
+) -> list[AtK]:
+    """`of(pool, ks)` of each pool, averaged at each k over the pools that hold so many samples."""
+    values: dict[int, list[float]] = {}
+    for pool in pools.values():
+        ks = [2**i for i in range(len(pool.responses).bit_length())]
+        for k, value in zip(ks, of(pool, ks), strict=True):
+            values.setdefault(k, []).append(value)
+    figures = []
+    for k in sorted(values):
+        ci = stats.clustered_ci(np.array(values[k]), np.random.default_rng(0), resamples)
+        figures.append(AtK(task, kind, verifier, k, ci.value, ci.low, ci.high, ci.questions))
+    return figures
+
+
+def _ranking(task: str, verifier: str, pools: Pools, resamples: int) -> Ranking:
+    weighed = [pool for pool in map(_weighed, pools.values()) if pool.responses]
+    scores, labels = [pool.weights for pool in weighed], [pool.worth for pool in weighed]
+    whole = calibration.auroc_ci(scores, labels, np.random.default_rng(0), resamples)
+    within = calibration.within_question_auroc(scores, labels, np.random.default_rng(0), resamples)
+    return Ranking(
+        task,
+        verifier,
+        whole.value,
+        whole.low,
+        whole.high,
+        within.value,
+        within.low,
+        within.high,
+        whole.questions,
+        within.questions,
+    )
