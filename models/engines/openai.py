@@ -23,7 +23,7 @@ from extratime.models.engines import servers
 from extratime.models.engines.courier import Busy, Courier
 from extratime.models.engines.servers import SERVERS, BrokenReply, Json, Server
 from extratime.models.engines.text import encoder
-from extratime.models.engines.wire import Patience, Refused, fetch, insist, open_session
+from extratime.models.engines.wire import NOTHING, Patience, Refused, fetch, insist, open_session
 from extratime.models.request import (
     Draw,
     Drawn,
@@ -265,7 +265,7 @@ class OpenAIEngine:
         with self._busy["decode" if isinstance(request, Draw) else "prefill"]:
             try:
                 reply, spent = await insist(lambda: self._ask(request), self._patience, _key(request))
-                reply = replace(reply, work=reply.work + spent) if spent != Work() else reply
+                reply = replace(reply, work=reply.work + spent) if spent is not NOTHING else reply
             except Refused as fault:
                 reply = Failure(f"{self._completions}: {fault}", fault.work)
         self.counts += reply.work

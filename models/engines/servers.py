@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from math import exp
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
@@ -100,6 +101,7 @@ class Server:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
+@lru_cache
 def _law(sampling: Sampling) -> Json:
     return {
         "temperature": sampling.temperature,
@@ -110,6 +112,7 @@ def _law(sampling: Sampling) -> Json:
     }
 
 
+@lru_cache
 def _llama_cpp_law(sampling: Sampling) -> Json:
     return {
         "temperature": sampling.temperature,
@@ -121,6 +124,7 @@ def _llama_cpp_law(sampling: Sampling) -> Json:
     }
 
 
+@lru_cache
 def _transformers_law(sampling: Sampling) -> Json:
     config: Json = {"do_sample": not sampling.greedy, "repetition_penalty": 1.0}
     if not sampling.greedy:
@@ -293,7 +297,7 @@ def _laws(server: Server, law: Sampling, told: tuple[float, ...]) -> tuple[tuple
 
 def _even_ends(text: str, tokens: int, eos: bool) -> tuple[int, ...]:
     n = max(tokens - eos, 1 if text else 0)
-    ends = tuple(round(len(text) * (i + 1) / n) for i in range(n))
+    ends = tuple([len(text) * i // n for i in range(1, n + 1)])
     return (*ends, len(text)) if eos else ends
 
 

@@ -30,6 +30,9 @@ _CONNECT = 15.0
 
 _BEARER = "Bearer "
 
+NOTHING = Work()
+"""What attempts cost of which none failed; told apart by identity, since it is looked at once a request."""
+
 
 class Refused(RuntimeError):
     """The server will not answer this request, however often it is sent; `work` is what it cost all the same."""
@@ -120,7 +123,7 @@ async def insist(ask: Callable[[], Awaitable[T]], patience: Patience, seed: int)
     Raises:
         Refused: the server will not answer, or did not within the attempts.
     """
-    spent, error = Work(), ""
+    spent, error = NOTHING, ""
     for attempt in range(patience.attempts):
         try:
             return await ask(), spent

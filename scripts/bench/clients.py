@@ -1,10 +1,15 @@
 """How much a client costs: our `openai` engine, raw aiohttp and its_hub 1.2.0 against one local stub.
 
-    python scripts/bench/clients.py [--json FILE]
+    python scripts/bench/clients.py [--json FILE] [--its-hub PYTHON]
+
+its_hub pins other versions of what we use, so it may live in an environment of its own (`pip install
+'its_hub[lm]==1.2.0'`), whose interpreter `--its-hub` names.
 
 The stub (`tests/stub_server.py`) runs in a process of its own and takes 45 ms a request; 20 problems × N = 16 samples
-each. Every client runs in a fresh process, one warm-up first, and the rounds are interleaved so that other work on the
-machine hits all alike; figures are medians. CPU is that of the client's process, background threads included.
+each. Every client runs in fresh processes, and the rounds are interleaved so that other work on the machine hits all
+alike. Figures are medians of the runs after a process's first, whose figure (connections are made then) stands in the
+note; ratios are medians over rounds of ratios within a round. CPU is that of the client's process, with its background
+threads. Where client and stub share one core (`taskset -c 1`), the stub's own CPU is part of every request's time.
 """
 
 from __future__ import annotations
@@ -20,11 +25,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 PROBLEMS, SAMPLES, SECONDS = 20, 16, 0.045
 STUB = Path(__file__).parents[2] / "tests" / "stub_server.py"
-IN_FLIGHT = (32, 128, 320)
+IN_FLIGHT, REPEATS = (32, 128, 320), 5
+
+Case: TypeAlias = tuple[str, int]
 
 
 @contextmanager
@@ -101,20 +108,28 @@ def run_its_hub(url: str, in_flight: int, n: int) -> Callable[[], int]:
 RUNS = {"ours": run_ours, "raw": run_raw, "its_hub": run_its_hub}
 
 
-def measure(client: str, url: str, in_flight: int, n: int, warm: int) -> dict[str, float]:
-    """Wall and CPU seconds of `n` requests in this process, after `warm` requests to warm up."""
-    if warm:
-        RUNS[client](url, in_flight, warm)()
+def measure(client: str, url: str, in_flight: int, n: int, repeats: int) -> dict[str, float]:
+    """Requests/s and CPU milliseconds a request in this process: at first contact, then medians of `repeats`."""
     work = RUNS[client](url, in_flight, n)
-    wall, cpu = time.perf_counter(), time.process_time()
-    answered = work()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"answered": answered, "wall": wall, "rate": answered / wall, "cpu_ms": 1000 * cpu / answered}
+    runs = []
+    for _ in range(1 + repeats):
+        wall, cpu = time.perf_counter(), time.process_time()
+        answered = work()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        runs.append({"answered": answered, "wall": wall, "rate": answered / wall, "cpu_ms": 1000 * cpu / answered})
+    cold = {f"cold {key}": value for key, value in runs[0].items()}
+    return cold | medians(runs[1:] or runs)
 
 
-def apart(client: str, url: str, in_flight: int, n: int, warm: int = 64, timeout: float = 120) -> dict[str, float]:
+def medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(each[key] for each in runs) for key in runs[0]}
+
+
+def apart(
+    client: str, url: str, in_flight: int, n: int, repeats: int, timeout: float = 120, python: str = sys.executable
+) -> dict[str, float]:
     """`measure` in a fresh process; empty if it does not finish in time."""
-    command = [sys.executable, __file__, "--one", json.dumps([client, url, in_flight, n, warm])]
+    command = [python, __file__, "--one", json.dumps([client, url, in_flight, n, repeats])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -122,75 +137,62 @@ def apart(client: str, url: str, in_flight: int, n: int, warm: int = 64, timeout
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    return {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
-
-
-def interleaved(
-    url: str, cases: list[tuple[str, int]], n: int, rounds: int
-) -> dict[tuple[str, int], dict[str, float]]:
-    """Medians over rounds in which every case runs once."""
-    seen: dict[tuple[str, int], list[dict[str, float]]] = {case: [] for case in cases}
+def interleaved(url: str, cases: list[Case], rounds: int, its_hub: str) -> dict[Case, list[dict[str, float]]]:
+    """What each case gives in each round; every other round runs backwards."""
+    seen: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
     for i in range(rounds):
-        for case in cases[:: 1 if i % 2 == 0 else -1]:
-            seen[case].append(apart(*case[:1], url, case[1], n))
-    return {case: medians(results) for case, results in seen.items()}
+        for client, in_flight in cases[:: 1 if i % 2 == 0 else -1]:
+            python = its_hub if client == "its_hub" else sys.executable
+            seen[client, in_flight].append(apart(client, url, in_flight, PROBLEMS * SAMPLES, REPEATS, python=python))
+    return seen
+
+
+def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]], key: str = "rate") -> float:
+    """Median over rounds of ours ÷ theirs in the same round."""
+    return statistics.median(a[key] / b[key] for a, b in zip(ours, theirs, strict=True))
 
 
 def row(name: str, value: float | None, bar: str = "", holds: bool | None = None, note: str = "") -> dict[str, Any]:
     return {"name": name, "value": value, "bar": bar, "holds": holds, "note": note}
 
 
-def rows(rounds: int) -> Iterator[dict[str, Any]]:
-    its_hub = find_spec("its_hub") is not None
-    n = PROBLEMS * SAMPLES
+def rows(rounds: int, its_hub: str) -> Iterator[dict[str, Any]]:
     cases = [(client, in_flight) for in_flight in IN_FLIGHT for client in ("ours", "raw")]
+    cases += [("its_hub", 32)] if its_hub else []
     with stub() as url:
-        got = interleaved(url, cases + ([("its_hub", 32)] if its_hub else []), n, rounds)
-        steady = interleaved(url, [("ours", 128), ("raw", 128)], 10 * n, rounds)
-    for (client, in_flight), seen in got.items():
-        note = f"{client}, {in_flight} in flight, {n} requests"
-        bar = (0.30, "≤ 0.30") if client == "ours" else None
-        yield row(
-            f"{client} CPU ms a request at {in_flight}",
-            seen["cpu_ms"],
-            bar[1] if bar else "",
-            seen["cpu_ms"] <= bar[0] if bar else None,
-            note,
-        )
-        yield row(f"{client} requests/s at {in_flight}", seen["rate"], note=note)
-    yield from ratios(got, steady, its_hub, n)
+        seen = interleaved(url, cases, rounds, its_hub)
+    for (client, in_flight), runs in seen.items():
+        yield from figures(f"{client} at {in_flight}", medians(runs), bar=(client, in_flight) == ("ours", 128))
+    yield from ratios(seen)
     yield thousand()
 
 
-def ratios(got: dict[Any, Any], steady: dict[Any, Any], its_hub: bool, n: int) -> Iterator[dict[str, Any]]:
-    for name, seen, count in (("", got, n), (", steady", steady, 10 * n)):
-        ratio = seen["ours", 128]["rate"] / seen["raw", 128]["rate"]
-        yield row(f"throughput ÷ raw aiohttp at 128{name}", ratio, "≥ 0.90", ratio >= 0.9, f"{count} requests")
-    yield row("CPU ms a request at 128, steady", (cpu := steady["ours", 128]["cpu_ms"]), "≤ 0.30", cpu <= 0.3)
-    if its_hub:
-        ratio = got["ours", 128]["rate"] / got["its_hub", 32]["rate"]
-        yield row(
-            "throughput ÷ its_hub's own loop", ratio, "≥ 3", ratio >= 3, "ours at 128; its_hub by infer() a problem"
-        )
+def figures(name: str, seen: dict[str, float], bar: bool) -> Iterator[dict[str, Any]]:
+    cpu, note = seen["cpu_ms"], f"first contact {seen['cold cpu_ms']:.3f}"
+    yield row(f"{name}: CPU ms a request", cpu, "≤ 0.30" if bar else "", cpu <= 0.3 if bar else None, note)
+    yield row(f"{name}: requests/s", seen["rate"], note=f"first contact {seen['cold rate']:.0f}")
+
+
+def ratios(seen: dict[Case, list[dict[str, float]]]) -> Iterator[dict[str, Any]]:
+    ours, raw = seen["ours", 128], seen["raw", 128]
+    value, cold = ratio(ours, raw), ratio(ours, raw, "cold rate")
+    yield row("throughput ÷ raw aiohttp at 128", value, "≥ 0.90", value >= 0.9, f"first contact {cold:.2f}")
+    if its_hub := seen.get(("its_hub", 32)):
+        value, cold = ratio(ours, its_hub), ratio(ours, its_hub, "cold rate")
+        note = f"ours at 128, its_hub by infer() problem by problem; first contact {cold:.2f}"
+        yield row("throughput ÷ its_hub's own loop", value, "≥ 3", value >= 3, note)
+        yield row("throughput ÷ its_hub's own loop, both at 32", ratio(seen["ours", 32], its_hub))
     else:
-        yield row(
-            "throughput ÷ its_hub's own loop",
-            None,
-            "≥ 3",
-            False,
-            "its_hub not installed: pip install 'its_hub[lm]==1.2.0'",
-        )
+        note = "its_hub not found: pip install 'its_hub[lm]==1.2.0', or --its-hub PYTHON"
+        yield row("throughput ÷ its_hub's own loop", None, "≥ 3", False, note)
 
 
 def thousand() -> dict[str, Any]:
     """Whether 1,000 samples of one problem finish against a host name."""
     with stub("localhost") as url:
-        seen = apart("ours", url, 128, 1000, warm=0, timeout=60)
+        seen = apart("ours", url, 128, 1000, repeats=0, timeout=60)
     done = seen.get("answered") == 1000
-    return row(
-        "N = 1,000 against localhost, seconds", seen.get("wall"), "finishes", done, "128 in flight, first contact"
-    )
+    return row("N = 1,000 against localhost: seconds", seen.get("wall"), "finishes", done, "128 in flight")
 
 
 def table(results: list[dict[str, Any]]) -> None:
@@ -205,12 +207,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--rounds", type=int, default=5)
+    here = sys.executable if find_spec("its_hub") else ""
+    parser.add_argument("--its-hub", default=here, metavar="PYTHON", help="interpreter that has its_hub")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(*json.loads(arguments.one))))
         return
-    results = list(rows(arguments.rounds))
+    results = list(rows(arguments.rounds, arguments.its_hub))
     table(results)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
