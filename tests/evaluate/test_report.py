@@ -110,8 +110,9 @@ def test_the_oracle_is_a_ceiling_and_on_no_frontier(tmp_path):
 
 
 def brute_pools(pool, k):
-    """pass, maj and best of every k-subset of (answer, score, weight, finish)."""
+    """pass, maj and best of every k-subset of (answer, score, weight, finish); a failed draw is worth nothing."""
     found = []
+    pool = [(a, 0 if finish == "failed" else score, w, finish) for a, score, w, finish in pool]
     for chosen in combinations(pool, k):
         finished = [x for x in chosen if x[3] == "eos"]
         votes = [x[0] for x in finished if x[0] is not None]
@@ -124,8 +125,8 @@ def brute_pools(pool, k):
 
 
 POOLS = [
-    [("1", 1, 0.5, "eos"), ("2", 0, 0.5, "eos"), ("2", 0, 0.1, "eos"), (None, 0, None, "failed")],
-    [("1", 1, 0.2, "eos"), (None, 1, 0.9, "length"), ("3", 0, 0.3, "eos"), ("1", 1, 0.3, "eos")],
+    [("1", 1, 0.5, "eos"), ("2", 0, 0.5, "eos"), ("2", 0, 0.1, "eos"), (None, 1, None, "failed")],
+    [("1", 1, 0.2, "eos"), ("3", 1, 0.9, "length"), ("3", 0, 0.3, "eos"), ("1", 1, 0.3, "eos")],
 ]
 
 
@@ -236,7 +237,7 @@ def test_the_markdown_fits_a_terminal_and_can_not_steer_it(tmp_path):
         for i in range(8)
         for name, budget in (("self_consistency", 1), (label, 1024))
     ]
-    records[3]["error"] = "\x1b[2J</script>" + "x" * 500
+    records[1]["error"] = "\x1b[2J</script>" + "x" * 500
     text = tables.as_markdown(run := read(write(tmp_path, records)), leaderboard(run, 200), *pool_statistics(run, 200))
     assert max(map(len, text.splitlines())) <= 120
     assert all(c.isprintable() or c == "\n" for c in text)

@@ -161,8 +161,9 @@ def test_an_opened_problem_shows_what_was_drawn_and_why_the_answer_won(chromium,
     lines = [json.loads(line) for line in (folder / "results" / "0-of-1.jsonl").read_text().splitlines()]
     drawn = [json.loads(line) for line in (folder / "responses" / "0-of-1.jsonl").read_text().splitlines()]
     text = {r["id"]: r["text"] for r in drawn}
-    record = next(r for r in lines if r["problem"] == "sums_easy/7" and r["cell"] == "best_of_n(self_eval)@4#0")
-    problem = select(browser, "[data-problem='sums_easy/7']")[0]
+    scored = [r for r in lines if r["cell"] == "best_of_n(self_eval)@4#0" and r["task"] == "sums_easy"]
+    record = next(r for r in scored if text[r["pool"][0][0]] != text[r["response"]])
+    problem = select(browser, f"[data-problem='{record['problem']}']")[0]
     problem.find_element("css selector", "summary").click()
     wait(lambda: select(browser, ".chip"))
     assert record["question"] == select(browser, ".prompt")[0].get_attribute("textContent")
