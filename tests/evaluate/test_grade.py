@@ -143,6 +143,7 @@ def test_a_child_killed_from_outside_is_replaced_and_the_answer_stands() -> None
     grader.close()
 
 
+@pytest.mark.slow
 def test_a_child_killed_during_its_check_gets_one_more_chance_only() -> None:
     before = children()
     grader = Grader(size=1, seconds=60.0)
