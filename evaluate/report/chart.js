@@ -2,9 +2,9 @@
    Points of one cost stand side by side, a few pixels apart. */
 
 const AXES = [
-  { key: "generated", name: "Tokens", label: "generated tokens per problem" },
-  { key: "flops", name: "FLOPs", label: "FLOPs per problem (policy, prefixes cached)" },
-  { key: "seconds_modelled", name: "Seconds", label: "modelled seconds per problem" },
+  { key: "generated", name: "Tokens", unit: "tokens", label: "generated tokens per problem" },
+  { key: "flops", name: "FLOPs", unit: "FLOPs", label: "FLOPs per problem (policy, prefixes cached)" },
+  { key: "seconds_modelled", name: "Seconds", unit: "seconds", label: "modelled seconds per problem" },
 ];
 const chosen = { axis: AXES[0], hidden: new Set() };
 const MARGIN = { left: 46, right: 18, top: 14, bottom: 44 };
@@ -102,7 +102,7 @@ function point(event, picture, tip, points, scale) {
   const lines = [
     make("b", {}, `${nearest.strategy}, budget ${nearest.budget}`),
     make("span", {}, `${percent(nearest.accuracy)} % (${interval(nearest.accuracy_low, nearest.accuracy_high)})`),
-    make("span", {}, `${short(nearest[chosen.axis.key])} ${chosen.axis.name}`),
+    make("span", {}, `${short(nearest[chosen.axis.key])} ${chosen.axis.unit}`),
   ];
   if (nearest.difference != null) lines.push(make("span", {}, `${percent(nearest.difference, true)} points vs. one sample`));
   tip.replaceChildren(...lines);

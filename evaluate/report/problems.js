@@ -38,7 +38,7 @@ function item(problem, i) {
     make("span", { class: "question" }, problem.text),
     make("span", { class: "tally" }, strip(problem.outcomes), make("span", { class: "share" }, `${rights} of ${had} right`)));
   const entry = make("details", { class: "problem", "data-problem": problem.id }, summary);
-  entry.addEventListener("toggle", () => entry.open && entry.children.length === 1 && open(entry, i), { once: false });
+  entry.addEventListener("toggle", () => entry.open && entry.children.length === 1 && open(entry, i));
   return entry;
 }
 
@@ -105,8 +105,8 @@ function showCell(panel, evidence, i) {
   const cell = evidence.cells[i], [strategy, budget] = DATA.cells[i];
   const head = make("header", {}, make("h3", {}, strategy, make("span", {}, ` budget ${budget}`)), badge(cell.outcome));
   const facts = make("p", { class: "facts" }, `${count(cell.generated, "token")} generated, ${short(cell.sequential)} in sequence; ${count(cell.pool.length, "candidate")}`);
-  const reason = cell.error ? make("p", { class: "error" }, cell.error) : null;
-  panel.replaceChildren(head, ...[reason, because(cell), facts, votes(evidence, cell)].filter(Boolean), candidates(evidence, cell));
+  const reason = cell.error ? make("p", { class: "error" }, cell.error) : because(cell);
+  panel.replaceChildren(head, reason, facts, ...[votes(evidence, cell)].filter(Boolean), candidates(evidence, cell));
 }
 
 function badge(outcome) {
