@@ -67,7 +67,8 @@ def run_recipe(recipe: Recipe, shard: tuple[int, int] = (0, 1), replay: bool = F
         scored, report = evaluate(bench, _runner(opened, streams, ledger))
         _keep(folder, name, bench, scored)
         write_text(folder / "lm_eval" / f"{name}.json", json.dumps(report, default=str))
-        write_text(folder / f"run-{name}.json", json.dumps(_account(recipe, opened, ledger, began), indent=1))
+        if not replay:
+            _add_account(folder / f"run-{name}.json", _account(recipe, opened, ledger, began))
     finally:
         streams.close()
         opened.engine.close()
@@ -185,6 +186,22 @@ def _account(recipe: Recipe, opened: Opened, ledger: Ledger, began: float) -> di
         "device": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def _add_account(file: Path, account: dict[str, Any]) -> None:
+    """Write the account, on top of what earlier sessions of the same run with the same engine did."""
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if before.get("engine") == account["engine"]:
+        account["seconds"] = _sum(before["seconds"], account["seconds"])
+        counts = account["counts"]
+        account["counts"] = {
+            role: _sum(before["counts"].get(role, {}), counts.get(role, {})) for role in {**before["counts"], **counts}
+        }
+    write_text(file, json.dumps(account, indent=1))
+
+
+def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
