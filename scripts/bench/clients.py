@@ -8,8 +8,9 @@ its_hub pins other versions of what we use, so it may live in an environment of 
 The stub (`tests/stub_server.py`) runs in a process of its own and takes 45 ms a request; 20 problems × N = 16 samples
 each. Every client runs in fresh processes, and the rounds are interleaved so that other work on the machine hits all
 alike. Figures are medians of the runs after a process's first, whose figure (connections are made then) stands in the
-note; ratios are medians over rounds of ratios within a round. CPU is that of the client's process, with its background
-threads. Where client and stub share one core (`taskset -c 1`), the stub's own CPU is part of every request's time.
+note; ratios are medians over rounds of ratios within a round, and where others use the same core, those of each
+client's least disturbed runs tell more. CPU is that of the client's process, with its background threads. Where client
+and stub share one core (`taskset -c 1`), the stub's own CPU is part of every request's time.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def measure(client: str, url: str, in_flight: int, n: int, repeats: int) -> dict
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         runs.append({"answered": answered, "wall": wall, "rate": answered / wall, "cpu_ms": 1000 * cpu / answered})
     cold = {f"cold {key}": value for key, value in runs[0].items()}
-    return cold | medians(runs[1:] or runs)
+    return cold | {"best rate": max(run["rate"] for run in runs)} | medians(runs[1:] or runs)
 
 
 def medians(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -175,8 +176,9 @@ def figures(name: str, seen: dict[str, float], bar: bool) -> Iterator[dict[str, 
 
 def ratios(seen: dict[Case, list[dict[str, float]]]) -> Iterator[dict[str, Any]]:
     ours, raw = seen["ours", 128], seen["raw", 128]
-    value, cold = ratio(ours, raw), ratio(ours, raw, "cold rate")
-    yield row("throughput ÷ raw aiohttp at 128", value, "≥ 0.90", value >= 0.9, f"first contact {cold:.2f}")
+    value, cold, best = (ratio(ours, raw, key) for key in ("rate", "cold rate", "best rate"))
+    note = f"first contact {cold:.2f}, least disturbed runs {best:.2f}"
+    yield row("throughput ÷ raw aiohttp at 128", value, "≥ 0.90", value >= 0.9, note)
     if its_hub := seen.get(("its_hub", 32)):
         value, cold = ratio(ours, its_hub), ratio(ours, its_hub, "cold rate")
         note = f"ours at 128, its_hub by infer() problem by problem; first contact {cold:.2f}"
