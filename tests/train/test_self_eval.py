@@ -29,7 +29,14 @@ ASK = SelfEval("ok?", "n", "y")
 def trainer_of(folder, adapter="alora", layout="shared", seed=1, **settings):
     """A trainer as the recipe makes it, with an adapter that is not 0, and its one batch of all rows."""
     args = self_eval.Config(
-        output_dir=str(folder), use_cpu=True, adapter=adapter, layout=layout, rank=4, report_to="none", **settings
+        output_dir=str(folder),
+        use_cpu=True,
+        adapter=adapter,
+        layout=layout,
+        rank=4,
+        alpha=4,
+        report_to="none",
+        **settings,
     )
     tokenizer = tiny.tokenizer()
     question = question_ids(tokenizer, ASK)
