@@ -153,6 +153,7 @@ def _refer(
             "id": name,
             "text": response.text,
             "tokens": list(response.tokens),
+            "logprobs": [round(x, 5) for x in response.logprobs],
             "n_tokens": response.n_tokens,
             "finish": response.finish,
             "logprob": _finite(mean_logprob(response)),

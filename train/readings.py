@@ -28,12 +28,13 @@ from extratime.train.rewards import win_or_tie
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One response of the policy, in token ids."""
+    """One response of the policy, in token ids, and the log-probability that each had, where known."""
 
     problem: str
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     reward: float
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def _draw(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Draw:
         raise ValueError(f"reward is {reward}")
     prompt = row.get("prompt_ids") or tokenizer.encode(row["prompt"], add_special_tokens=False)
     response = row.get("tokens") or tokenizer.encode(row["response"], add_special_tokens=False)
-    return Draw(str(row["problem"]), tuple(prompt), tuple(response), reward)
+    logprobs = tuple(row.get("logprobs") or ())[: len(response)]
+    return Draw(str(row["problem"]), tuple(prompt), tuple(response), reward, logprobs)
 
 
 def places(length: int, law: Law, rng: random.Random) -> list[tuple[int, float, int]]:
@@ -150,12 +152,14 @@ def _row(group: Sequence[tuple[Draw, float]], question_length: int, law: Law, rn
             f"problem {group[0][0].problem!r}: prompt ({len(prompt)} tokens) and question ({question_length}) leave "
             f"no room for a response within max_length {law.max_length}"
         )
-    responses, readings = [], []
+    responses, chances, readings = [], [], []
     for i, (draw, label) in enumerate(group):
         found = [(int(min(t, room)), weight, part) for t, weight, part in places(len(draw.response), law, rng)]
-        responses.append(list(draw.response[: max(t for t, _, _ in found)]))
+        read = max(t for t, _, _ in found)
+        responses.append(list(draw.response[:read]))
+        chances.append([math.exp(x) for x in draw.logprobs[:read]])
         readings += [{"response": i, "cut": t, "weight": w, "part": p, "label": label} for t, w, p in found]
-    return {"prompt": list(prompt), "responses": responses, "readings": readings}
+    return {"prompt": list(prompt), "responses": responses, "chances": chances, "readings": readings}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +170,13 @@ class Collator:
         question: token ids.
         pad: token id.
         shared: one sequence a row, or one a reading.
+        surprise: keep the logits of all response tokens too, with the chance that each had.
     """
 
     question: tuple[int, ...]
     pad: int
     shared: bool = True
+    surprise: bool = False
 
     def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Tensors of a batch.
@@ -178,6 +184,8 @@ class Collator:
         Returns:
             input_ids, position_ids [B, T]; attention_mask [B, T], or [B, 1, T, T] where shared; logits_to_keep [n]:
             columns of the slots; label, weight, group [B, n]; offsets [B]: tokens from the end that are questions.
+            With `surprise`, logits_to_keep [m] is all columns from the first response on, slots [n] where the slots
+            are among them, and chance [B, m] each response token's probability, NaN elsewhere.
         """
         sequences = [(g, row) for g, row in enumerate(batch)]
         if not self.shared:
@@ -190,7 +198,7 @@ class Collator:
         slots = max(len(row["readings"]) for _, row in sequences)
         columns = width - 1 - len(self.question) * torch.arange(slots - 1, -1, -1)
         told = [_told(g, row["readings"], slots) for g, row in sequences]
-        return {
+        made = {
             "input_ids": ids,
             "position_ids": depth,
             "attention_mask": _sees(padded)[:, None] if self.shared else (padded[:, 3] != _PAD).long(),
@@ -200,6 +208,13 @@ class Collator:
             "group": torch.tensor([[r[2] for r in row] for row in told]),
             "offsets": torch.tensor([len(row["readings"]) * len(self.question) for _, row in sequences]),
         }
+        if self.surprise:
+            known = [_chances(row, tree.shape[1], width) for tree, (_, row) in zip(trees, sequences, strict=True)]
+            chance = torch.tensor(known)
+            first = int((~chance.isnan()).any(0).int().argmax())
+            made |= {"slots": columns - first, "chance": chance[:, first:]}
+            made["logits_to_keep"] = torch.arange(first, width)
+        return made
 
     def _tree(self, row: dict[str, Any]) -> torch.Tensor:
         """[5, T]: token, position, response it belongs to, question copy it belongs to, positions it sees."""
@@ -211,6 +226,13 @@ class Collator:
             end = start + reading["cut"]
             parts.append(_span(self.question, end, reading["response"], copy, end))
         return torch.cat(parts, 1)
+
+
+def _chances(row: dict[str, Any], length: int, width: int) -> list[float]:
+    """For each column of a padded row, the probability of the response token there; NaN where there is none."""
+    known = [chance for chances in row["chances"] for chance in chances]
+    start = width - length + len(row["prompt"])
+    return [math.nan] * start + known + [math.nan] * (width - start - len(known))
 
 
 _PROMPT, _NO_COPY, _PAD, _ALL = -1, -1, -2, 2**40

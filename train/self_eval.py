@@ -13,6 +13,9 @@ Deliberate deviations:
   equal parts of the response, weighted to the same law: same expectations, less variance.
 - `contrast` adds, for pairs of one prompt and part with ŵ_i > ŵ_j, the mean of log(1 + exp(d_j − d_i)),
   d = z_No − z_Yes: calibration alone is satisfied by the difficulty of prompts.
+- `surprise` adds, at every token y_t of a response, the cross-entropy of σ(d) against the probability that y_t had
+  under the policy: outcomes alone are too few bits to learn to compare what is written with what was to be expected.
+  It needs an adapter that reads the response (`lora`, `full`) and the draws' log-probabilities.
 - `layout: shared` reads up to `responses` responses of a prompt and all their cuts in one sequence, each seeing only
   what it would see alone: the prompt goes through the model once. `layout: separate` gives the same loss, slower.
 - No KL term: under the default adapter there is nothing to hold.
@@ -59,6 +62,7 @@ class Config(run.SFTRunConfig):
         cuts: readings of each response.
         keep: ρ, the share of readings of whole responses.
         contrast: weight of the within-prompt contrast.
+        surprise: weight of the token-wise auxiliary.
         responses: most responses of one prompt in one row; the batch size counts rows.
         layout: "shared" or "separate" sequences.
         shuffle_labels: the control: labels go to responses at random.
@@ -77,6 +81,7 @@ class Config(run.SFTRunConfig):
     cuts: int = 1
     keep: float = 0.5
     contrast: float = 0.0
+    surprise: float = 0.0
     responses: int = 8
     layout: str = field(default="shared", metadata={"choices": ["shared", "separate"]})
     shuffle_labels: bool = False
@@ -88,6 +93,8 @@ class Config(run.SFTRunConfig):
         super().__post_init__()
         if self.adapter == "alora" and self.activation_checkpointing:
             raise ValueError("adapter: alora cannot be trained with activation_checkpointing: true; set it to false")
+        if self.surprise and (self.adapter == "alora" or self.layout != "shared"):
+            raise ValueError("surprise is learned from the response itself: set adapter: lora and layout: shared")
         if self.contrast and self.responses < 2:
             raise ValueError("contrast compares responses of one row: set responses to 2 or more")
 
@@ -126,6 +133,17 @@ def contrast_loss(margin: torch.Tensor, label: torch.Tensor, group: torch.Tensor
     return (each * better).sum() / better.sum().clamp(min=1)
 
 
+def surprise_loss(margin: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of σ(margin) against the probability that each response token had.
+
+    Args:
+        margin: [...] d = z_No − z_Yes at the token.
+        chance: [...] in [0, 1]; NaN where there is no response token.
+    """
+    known = ~chance.isnan()
+    return F.binary_cross_entropy_with_logits(margin[known], chance[known])
+
+
 class SelfEvalTrainer(SFTTrainer):
     """SFT with loss on the answer slots only; `targets` is set by the recipe."""
 
@@ -137,18 +155,24 @@ class SelfEvalTrainer(SFTTrainer):
     ) -> Any:
         """Loss of a batch of `Collator`; only the slots' hidden states meet the vocabulary."""
         label, weight, group = (inputs.pop(key) for key in ("label", "weight", "group"))
+        chance, slots = inputs.pop("chance", None), inputs.pop("slots", slice(None))
         offsets = inputs.pop("offsets").tolist()
         if self.args.adapter == "alora":
             inputs["alora_offsets"] = offsets
         outputs = model(**inputs, use_cache=False)
-        loss = slot_loss(outputs.logits, self.targets, label, weight)
-        self._metrics["train"]["slot_loss"].append(loss.item())
+        good, bad = (outputs.logits[..., i].float() for i in self.targets)
+        margin = good - bad
+        loss = self._told("slot_loss", slot_loss(outputs.logits[:, slots], self.targets, label, weight))
         if self.args.contrast:
-            good, bad = (outputs.logits[..., i].float() for i in self.targets)
-            pairs = contrast_loss((good - bad).flatten(), label.flatten(), group.flatten())
-            self._metrics["train"]["contrast_loss"].append(pairs.item())
-            loss = loss + self.args.contrast * pairs
+            pairs = contrast_loss(margin[:, slots].flatten(), label.flatten(), group.flatten())
+            loss = loss + self.args.contrast * self._told("contrast_loss", pairs)
+        if chance is not None:
+            loss = loss + self.args.surprise * self._told("surprise_loss", surprise_loss(margin, chance))
         return (loss, outputs) if return_outputs else loss
+
+    def _told(self, name: str, loss: torch.Tensor) -> torch.Tensor:
+        self._metrics["train"][name].append(loss.item())
+        return loss
 
 
 def adapter_config(args: Config, invocation: Sequence[int]) -> LoraConfig | None:
@@ -177,6 +201,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     SelfEvalTrainer.targets = target_ids(tokenizer, ask)
     if args.layout == "shared" and model.config._attn_implementation != "sdpa":
         raise ValueError(f"layout: shared needs sdpa attention, not {model.config._attn_implementation}: use separate")
+    drawn = read_draws(args.data, tokenizer)
+    if args.surprise and any(len(draw.logprobs) < len(draw.response) for draw in drawn):
+        raise ValueError(f"{args.data}: surprise needs every token's log-probability; draw with an engine that tells")
     todo = replace(todo, manifest=replace(todo.manifest, kind=args.adapter, self_eval=ask))
     run.fit(
         SelfEvalTrainer,
@@ -185,8 +212,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model=model,
         processing_class=tokenizer,
         peft_config=adapter_config(args, question),
-        train_dataset=Dataset.from_list(rows(read_draws(args.data, tokenizer), len(question), args.law, args.seed)),
-        data_collator=Collator(question, tokenizer.pad_token_id or 0, args.layout == "shared"),
+        train_dataset=Dataset.from_list(rows(drawn, len(question), args.law, args.seed)),
+        data_collator=Collator(question, tokenizer.pad_token_id or 0, args.layout == "shared", args.surprise > 0),
     )
 
 
