@@ -364,23 +364,31 @@ def test_finished_particles_compete_unless_they_are_frozen(frozen):
     assert [r.text for r in along] == (["a=1", "b", "c"] if frozen else ["a=1"] * 3)
 
 
-def test_ratio_weights_divide_by_the_step_before():
-    """Step one: odds 9 and 1. Step two: all odds 9, so that ratios favour the offspring of the weaker one 9 : 1."""
-    verify = scored({"a": 0.9, "b": 0.5} | {f"{x}{i}": 0.9 for x in "ab" for i in range(2)})
-    fresh, ratio = (
-        particle_filter(P, 2, Halves(), verify, resample="systematic", weighting=w) for w in ("fresh", "ratio")
-    )
-    for program, expected in ((fresh, ["a0", "b1"]), (ratio, ["b1", "b1"])):
-        next(program)
-        assert [r.text for r in program.send(paused("a", "b")).along] == ["a", "b"]
-        assert [r.text for r in program.send(paused("a0", "b1")).along] == expected
+class Always:
+    """Randomness of one value."""
 
-
-class Halves:
-    """Uniforms that keep one particle of each half at odds of 9 : 1, and take the second of (1, 9) twice."""
+    def __init__(self, value):
+        self.value = value
 
     def random(self, n=None):
-        return 0.85
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("u", "first", "fresh", "ratio"),
+    [
+        (0.85, ["a", "b"], ["x", "y"], ["y", "y"]),  # ratios are 9/9 and 9/1
+        (0.5, ["a", "a"], ["x", "y"], ["x", "y"]),  # both descend from a: 9/9 and 9/9
+    ],
+)
+def test_ratio_weights_divide_by_the_weight_of_the_ancestor(u, first, fresh, ratio):
+    """Step one: odds 9 and 1. Step two: both odds 9. Systematic positions are u/2 and (1 + u)/2."""
+    verify = scored({"a": 0.9, "b": 0.5, "x": 0.9, "y": 0.9})
+    for weighting, second in (("fresh", fresh), ("ratio", ratio)):
+        program = particle_filter(P, 2, Always(u), verify, resample="systematic", weighting=weighting)
+        next(program)
+        assert [r.text for r in program.send(paused("a", "b")).along] == first
+        assert [r.text for r in program.send(paused("x", "y")).along] == second
 
 
 def test_the_final_particle_of_the_highest_weight_answers():
