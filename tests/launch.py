@@ -17,10 +17,15 @@ import yaml
 
 for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ.setdefault(name, "1")
-QUIET = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore",
+    "WANDB_MODE": "disabled",
+}
 ROOT = Path(__file__).parents[1]
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["extratime.train.sft", "extratime.train.self_eval", "deepspeed"])
+_forks.set_forkserver_preload(["extratime.train.sft", "extratime.train.self_eval", "deepspeed", "wandb"])
 
 
 @dataclass

@@ -57,6 +57,7 @@ class RunConfig:
         save_total_limit: how many checkpoints are kept.
         activation_checkpointing: trade compute for memory.
         dataloader_pin_memory: by default where there is an accelerator.
+        report_to: where numbers are logged to; W&B works without an account, offline.
     """
 
     model: str = "embedded"
@@ -70,6 +71,7 @@ class RunConfig:
     save_total_limit: int | None = 2
     activation_checkpointing: bool = False
     dataloader_pin_memory: bool | None = None
+    report_to: str | None = "wandb"
 
     def __post_init__(self) -> None:
         """TRL computes in bfloat16 wherever it is not told otherwise; a CPU is less exact in it, and often slower."""
@@ -106,23 +108,8 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> tuple[Conf
     (args,) = TrlParser(dataclass_types=[config]).parse_args_and_config(words)
     if args.save_strategy == "best" or args.load_best_model_at_end:
         raise ValueError("save_strategy: best and load_best_model_at_end are not supported: pick by evaluation")
-    _choose_wandb(args)
     plain = args.to_dict()
     return args, {key: plain[key] for key in sorted(named & {f.name for f in fields(config)})}
-
-
-def _choose_wandb(args: Any) -> None:
-    """Log into the run's folder, and offline where there is no account; what the environment says goes first."""
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    try:
-        account = os.environ.get("WANDB_API_KEY") or netrc.netrc(os.environ.get("NETRC")).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        account = None
-    if not account:
-        os.environ.setdefault("WANDB_MODE", "offline")
-    if "wandb" in args.report_to:
-        os.environ.setdefault("WANDB_DIR", args.output_dir)
-        Path(os.environ["WANDB_DIR"]).mkdir(parents=True, exist_ok=True)
 
 
 def _file_keys(path: Path, config: type[Any]) -> set[str]:
@@ -275,6 +262,7 @@ def fit(trainer: type[Trainer], args: SFTRunConfig, run: Run, **parts: Any) -> N
         run: what `begin` found, with the recipe's own words in its manifest.
         parts: what the trainer is made of: model, processing_class, train_dataset, …
     """
+    choose_wandb(args)
     session = guarded(trainer)(args=args, **parts)
     session.told = {"settings": run.manifest.settings, "inputs": run.manifest.inputs}
     session.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
@@ -284,6 +272,21 @@ def fit(trainer: type[Trainer], args: SFTRunConfig, run: Run, **parts: Any) -> N
             sys.stderr.write(f"{name}: saved step {session.state.global_step}; the same command goes on from there\n")
         sys.exit(128 + session.stop.signal)
     _save(session, args, run.manifest)
+
+
+def choose_wandb(args: SFTRunConfig) -> None:
+    """Have W&B write into the run's folder, and offline where there is no account; the environment goes first."""
+    if "wandb" not in args.report_to:
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        account = os.environ.get("WANDB_API_KEY") or netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        account = None
+    if not (account or os.environ.get("WANDB_MODE")):
+        os.environ["WANDB_MODE"] = "offline"
+    os.environ.setdefault("WANDB_DIR", args.output_dir)
+    Path(os.environ["WANDB_DIR"]).mkdir(parents=True, exist_ok=True)
 
 
 def _save(session: Any, args: SFTRunConfig, told: Manifest) -> None:

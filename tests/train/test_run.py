@@ -96,9 +96,11 @@ def test_picking_the_best_checkpoint_while_training_is_refused(more, tmp_path):
 
 
 def test_logging_is_offline_without_an_account_and_as_the_environment_says_with_one(tmp_path, monkeypatch):
+    args, _ = run.parse(sft.Config, ["--output_dir", str(tmp_path / "out")])
+
     def mode():
         monkeypatch.delenv("WANDB_MODE", raising=False)
-        run.parse(sft.Config, ["--output_dir", str(tmp_path)])
+        run.choose_wandb(args)
         return os.environ.get("WANDB_MODE")
 
     assert mode() == "offline"
@@ -110,8 +112,13 @@ def test_logging_is_offline_without_an_account_and_as_the_environment_says_with_
     assert mode() is None
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    run.parse(sft.Config, ["--output_dir", str(tmp_path)])
+    run.choose_wandb(args)
     assert os.environ["WANDB_MODE"] == "disabled"
+
+
+def test_logging_can_be_turned_off(tmp_path):
+    run.choose_wandb(run.parse(sft.Config, ["--output_dir", str(tmp_path / "out"), "--report_to", "none"])[0])
+    assert "WANDB_MODE" not in os.environ and not (tmp_path / "out").exists()
 
 
 def test_a_missing_data_file_is_an_error_before_anything_is_loaded(place, tmp_path):
@@ -257,8 +264,8 @@ def test_the_command_line_runs_recipes_and_says_what_is_wrong_in_one_line(place,
 
 
 def test_logging_to_wandb_needs_no_account_and_no_network(place, tmp_path):
-    given = words(place / "sft.yaml", tmp_path / "out", "--report_to", "wandb", "--logging_steps", "1")
-    env = {"WANDB_API_KEY": "", "NETRC": str(tmp_path / "none"), "WANDB_SILENT": "true"}
+    given = words(place / "sft.yaml", tmp_path / "out", "--logging_steps", "1")
+    env = {"WANDB_MODE": "", "WANDB_API_KEY": "", "NETRC": str(tmp_path / "none"), "WANDB_SILENT": "true"}
     code, said = train(tmp_path, "sft", *given, before=stay_off_the_network, env=env)
     assert code == 0, said
     runs = list((tmp_path / "out" / "wandb").glob("offline-run-*/*.wandb"))

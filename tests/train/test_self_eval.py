@@ -194,7 +194,14 @@ def test_settings_that_cannot_be_trained_are_refused(wrong, why, tmp_path):
 
 
 def recipe(folder, **more):
-    told = {"model": folder / "base", "data": folder / "draws.jsonl", "use_cpu": True, "rank": 4, "disable_tqdm": True}
+    told = {
+        "model": folder / "base",
+        "data": folder / "draws.jsonl",
+        "use_cpu": True,
+        "rank": 4,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
     told |= {"question": "ok?", "good": "n", "bad": "y", "max_steps": 1, **more}
     return ["--config", str(write_yaml(folder / "self_eval.yaml", **told)), "--output_dir", str(folder / "out")]
 
@@ -280,7 +287,7 @@ def test_the_recipe_teaches_what_decides_the_reward_and_shuffled_labels_teach_no
         told |= {"keep": 0.7, "rank": 8, "alpha": 16, "responses": 4, "per_device_train_batch_size": 8}
         told |= {"max_steps": 80, "learning_rate": 0.01, "lr_scheduler_type": "constant", "use_cpu": True}
         out = tmp_path / f"out{len(more)}"
-        file = write_yaml(tmp_path / "r.yaml", **told, **more, disable_tqdm=True, save_strategy="no")
+        file = write_yaml(tmp_path / "r.yaml", **told, **more, disable_tqdm=True, save_strategy="no", report_to="none")
         self_eval.main(["--config", str(file), "--output_dir", str(out)])
         g = read_all(base, out, held)
         gap = fmean(x for x, r in zip(g, rewards, strict=True) if r) - fmean(
