@@ -134,14 +134,15 @@ def contrast_loss(margin: torch.Tensor, label: torch.Tensor, group: torch.Tensor
 
 
 def surprise_loss(margin: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of σ(margin) against the probability that each response token had.
+    """Mean cross-entropy of σ(margin) against the probability that each response token had; 0 without such a token.
 
     Args:
         margin: [...] d = z_No − z_Yes at the token.
         chance: [...] in [0, 1]; NaN where there is no response token.
     """
     known = ~chance.isnan()
-    return F.binary_cross_entropy_with_logits(margin[known], chance[known])
+    total = F.binary_cross_entropy_with_logits(margin[known], chance[known], reduction="sum")
+    return total / known.sum().clamp(min=1)
 
 
 class SelfEvalTrainer(SFTTrainer):

@@ -21,7 +21,7 @@ from extratime.models.self_eval import SelfEval, question_ids, question_suffix, 
 from extratime.train import self_eval
 from extratime.train.guard import guarded
 from extratime.train.readings import Collator, read_draws, rows
-from extratime.train.self_eval import SelfEvalTrainer, adapter_config, contrast_loss, slot_loss
+from extratime.train.self_eval import SelfEvalTrainer, adapter_config, contrast_loss, slot_loss, surprise_loss
 
 ASK = SelfEval("ok?", "n", "y")
 
@@ -40,9 +40,9 @@ def trainer_of(folder, adapter="alora", layout="shared", seed=1, **settings):
     )
     tokenizer = tiny.tokenizer()
     question = question_ids(tokenizer, ASK)
-    write_rows(folder / "draws.jsonl", draws())
+    write_rows(folder / "draws.jsonl", known(draws(), tokenizer))
     made = rows(read_draws(folder / "draws.jsonl", tokenizer), len(question), args.law, 0)
-    collator = Collator(question, tokenizer.pad_token_id, layout == "shared")
+    collator = Collator(question, tokenizer.pad_token_id, layout == "shared", args.surprise > 0)
     SelfEvalTrainer.targets = target_ids(tokenizer, ASK)
     trainer = guarded(SelfEvalTrainer)(
         model=tiny.model(),
@@ -57,6 +57,14 @@ def trainer_of(folder, adapter="alora", layout="shared", seed=1, **settings):
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.3)
     return trainer, collator(made)
+
+
+def known(told, tokenizer):
+    """Draws with a log-probability for each of their tokens."""
+    rng = random.Random(0)
+    for row in told:
+        count = len(tokenizer.encode(row["response"], add_special_tokens=False))
+        yield row | {"logprobs": [-rng.expovariate(1) for _ in range(count)]}
 
 
 def batch_of(inputs):
@@ -118,6 +126,28 @@ def test_the_contrast_is_the_mean_over_pairs_of_one_group_that_differ(seed):
     ]
     found = contrast_loss(torch.tensor(margin), torch.tensor(label), torch.tensor(group))
     assert float(found) == pytest.approx(sum(pairs) / len(pairs) if pairs else 0, rel=1e-4, abs=1e-6)
+
+
+def test_the_surprise_is_the_cross_entropy_against_the_chance_of_each_token():
+    margin, chance = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([0.9, float("nan"), 0.2])
+    told = [(0.3, 0.9), (2.0, 0.2)]
+    each = [-p * math.log(1 / (1 + math.exp(-d))) - (1 - p) * math.log(1 / (1 + math.exp(d))) for d, p in told]
+    assert float(surprise_loss(margin, chance)) == pytest.approx(fmean(each))
+    assert float(surprise_loss(margin, torch.full((3,), float("nan")))) == 0
+
+
+def test_each_chance_stands_at_its_token_and_the_slots_stay_where_they_were(tmp_path):
+    _, plain = trainer_of(tmp_path, "lora", cuts=3, responses=3)
+    trainer, batch = trainer_of(tmp_path, "lora", cuts=3, responses=3, surprise=1.0)
+    assert torch.equal(batch["logits_to_keep"][batch["slots"]], plain["logits_to_keep"])
+    for row, ids, chance in zip(trainer.train_dataset, batch["input_ids"], batch["chance"], strict=True):
+        there = ~chance.isnan()
+        assert ids[batch["logits_to_keep"]][there].tolist() == [t for response in row["responses"] for t in response]
+        assert chance[there].tolist() == pytest.approx([p for chances in row["chances"] for p in chances])
+    losses = [trainer.compute_loss(trainer.model, batch_of(given)).item() for given in (plain, batch)]
+    told = trainer._metrics["train"]
+    assert told["slot_loss"][0] == pytest.approx(told["slot_loss"][1], rel=1e-5)
+    assert losses[1] - losses[0] == pytest.approx(told["surprise_loss"][0], rel=1e-4)
 
 
 @pytest.mark.parametrize("adapter", ["alora", "lora", "full"])
@@ -186,6 +216,8 @@ def test_the_activated_adapter_leaves_everything_before_the_question_bit_identic
     [
         ({"adapter": "alora", "activation_checkpointing": True}, "activation_checkpointing"),
         ({"contrast": 0.5, "responses": 1}, "responses to 2 or more"),
+        ({"surprise": 0.5, "adapter": "alora"}, "set adapter: lora"),
+        ({"surprise": 0.5, "adapter": "lora", "layout": "separate"}, "layout: shared"),
     ],
 )
 def test_settings_that_cannot_be_trained_are_refused(wrong, why, tmp_path):
@@ -217,6 +249,11 @@ def folder(tmp_path):
 def test_answers_that_are_no_single_tokens_or_alike_are_refused_before_training(wrong, why, folder):
     with pytest.raises(ValueError, match=why):
         self_eval.main(recipe(folder, **wrong))
+
+
+def test_surprise_without_log_probabilities_is_refused(folder):
+    with pytest.raises(ValueError, match=r"draws\.jsonl: surprise needs every token's log-probability"):
+        self_eval.main(recipe(folder, adapter="lora", surprise=1.0))
 
 
 @pytest.mark.parametrize("adapter", ["alora", "lora", "full"])
