@@ -27,12 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and args.command != "train":
         parser.error(f"unknown argument {rest[0]!r}; `extratime {args.command} --help` lists what there is")
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("lm_eval").setLevel(logging.INFO if args.verbose else logging.ERROR)
     try:
         return int({"train": _train, "evaluate": _evaluate, "report": _report}[args.command](args, rest) or 0)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except (FileNotFoundError, LookupError, RuntimeError, ValueError) as error:
+    except (ArithmeticError, FileNotFoundError, LookupError, RuntimeError, ValueError) as error:
         if args.verbose:
             raise
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))

@@ -16,7 +16,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Law:
         keep: probability that a reading is of the whole response.
         responses: most responses in a row.
         tolerance: largest gap of rewards that is a tie.
-        shuffle: give the labels to the responses at random.
+        shuffle: give the labels to the responses, and the log-probabilities to the tokens, at random.
         max_length: longest prompt + response + question; readings further in are moved to the front of it.
     """
 
@@ -126,6 +126,14 @@ def labelled(draws: Sequence[Draw], law: Law, rng: random.Random) -> list[list[t
     return [[(draw, next(told)) for draw in group] for group in problems.values()]
 
 
+def _scrambled(draws: Sequence[Draw], rng: random.Random) -> list[Draw]:
+    """The draws with all their tokens' log-probabilities dealt out anew."""
+    dealt = [x for draw in draws for x in draw.logprobs]
+    rng.shuffle(dealt)
+    told = iter(dealt)
+    return [replace(draw, logprobs=tuple(next(told) for _ in draw.logprobs)) for draw in draws]
+
+
 def rows(draws: Sequence[Draw], question_length: int, law: Law, seed: int) -> list[dict[str, Any]]:
     """Rows for `Collator`, the same for the same seed.
 
@@ -137,7 +145,7 @@ def rows(draws: Sequence[Draw], question_length: int, law: Law, seed: int) -> li
     """
     rng = random.Random(seed)
     made = []
-    for group in labelled(draws, law, rng):
+    for group in labelled(_scrambled(draws, rng) if law.shuffle else draws, law, rng):
         rng.shuffle(group)
         count = math.ceil(len(group) / law.responses)
         made += [_row(group[i::count], question_length, law, rng) for i in range(count)]

@@ -65,7 +65,7 @@ class Config(run.SFTRunConfig):
         surprise: weight of the token-wise auxiliary.
         responses: most responses of one prompt in one row; the batch size counts rows.
         layout: "shared" or "separate" sequences.
-        shuffle_labels: the control: labels go to responses at random.
+        shuffle_labels: the control: labels go to responses, and log-probabilities to tokens, at random.
     """
 
     data: str = ""
