@@ -103,8 +103,7 @@ class Runner:
         self.pool.reserve(len(tokens), max(lengths) + 1)
         self.use(None)
         ids = torch.tensor(tokens, device=self.device)[:, None]
-        starts = torch.tensor(lengths, device=self.device)
-        logits = self._forward(0, ids, starts, max(lengths) + 1, 1)
+        logits = self._forward(0, ids, lengths, 1)
         for tally, length in zip(tallies, lengths, strict=True):
             tally.generated(1, length + 1)
             self.total.generated(1, length + 1)
@@ -266,46 +265,40 @@ class Runner:
     ) -> Tensor:
         """Read new tokens behind `starts` in the rows from `low` on; logits of the places in `keep`, row by row."""
         width = max(map(len, news))
-        columns = max(starts) + width
-        self.pool.reserve(low + len(news), columns)
+        self.pool.reserve(low + len(news), max(starts) + width)
         self.use(adapter)
         ids = torch.tensor([[*new, *[0] * (width - len(new))] for new in news], device=self.device)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         for row, places in enumerate(keep):
             mask[row, places] = True
-        return self._forward(low, ids, torch.tensor(starts, device=self.device), columns, mask.to(self.device), extra)
+        return self._forward(low, ids, starts, mask.to(self.device), extra)
 
     def _forward(
-        self,
-        low: int,
-        ids: Tensor,
-        starts: Tensor,
-        columns: int,
-        keep: Tensor | int,
-        extra: dict[str, Any] | None = None,
+        self, low: int, ids: Tensor, starts: list[int], keep: Tensor | int, extra: dict[str, Any] | None = None
     ) -> Tensor:
         """One pass over rows low … low+rows-1 of the pool.
 
         Args:
             low: the first row.
             ids: [rows, tokens], padded on the right.
-            starts: [rows] tokens already in each row.
-            columns: columns that attention has to see.
+            starts: tokens already in each row.
             keep: [rows, tokens] the positions to give logits for, or how many of the last.
             extra: more arguments for the model.
 
         Returns:
             Logits [positions kept, vocabulary], float32.
         """
-        places = starts[:, None] + torch.arange(ids.shape[1], device=self.device)
-        fresh = columns == ids.shape[1]
+        places = torch.tensor(starts, device=self.device)[:, None] + torch.arange(ids.shape[1], device=self.device)
+        columns = max(starts) + ids.shape[1]
+        even = min(starts) == max(starts)
+        # Where nothing but the causal mask is needed, attention is quicker without one.
+        plain = even and (ids.shape[1] == 1 or starts[0] == 0)
         model = self.model if self.adapter or not hasattr(self.model, "peft_config") else self.model.get_base_model()
         out = model(
             input_ids=ids,
-            # Without anything before them, rows padded on the right need no mask but the causal one.
-            attention_mask=None if fresh else self._mask(places, columns),
+            attention_mask=None if plain else self._mask(places, columns),
             position_ids=places,
-            past_key_values=self.pool.look(low, places, columns, 0 if fresh else None),
+            past_key_values=self.pool.look(low, places, columns, starts[0] if even else None),
             use_cache=True,
             logits_to_keep=keep,
             **(extra or {}),

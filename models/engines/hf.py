@@ -23,6 +23,7 @@ import torch
 from extratime.models.engines.decode import Chunk, Context, Runner, Tally
 from extratime.models.engines.kv import Pool, PrefixStore
 from extratime.models.engines.memory import spare_bytes
+from extratime.models.engines.packed import Packed
 from extratime.models.engines.rows import Batch, Row
 from extratime.models.engines.sizes import context_length, end_tokens, refuse_unusual, shape_of
 from extratime.models.engines.text import decoder, encoder
@@ -61,6 +62,7 @@ class HFEngine:
         self._context, self._bound = context_length(config)
         shape = shape_of(model, config)
         half = (kv_bytes or spare_bytes(model.device)) // 2
+        self._packed = Packed(model)
         self._run = Runner(model, model.device, Pool(shape.layers), PrefixStore(half))
         token_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.dtype_bytes
         ends = end_tokens(model, loaded.tokenizer)
@@ -107,7 +109,7 @@ class HFEngine:
         """Work until there is a reply. Empty only if nothing is submitted."""
         self._collect()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._packed.used():
                 while not self._replies and (self._asked or self._batch.busy):
                     self._answer()
                     self._batch.advance()
@@ -122,6 +124,7 @@ class HFEngine:
         self._batch.clear()
         self._asked.clear()
         self._replies.clear()
+        self._packed.free()
         self._run.pool.free()
         self._run.store.clear()
 

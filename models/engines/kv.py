@@ -33,6 +33,7 @@ class Window:
         columns: columns that attention sees, those about to be written included.
         start: the first column to write if all rows agree, else None.
         places: [rows, tokens] the column of each token about to be written.
+        rows: [rows, 1] the numbers of the rows.
     """
 
     low: int = 0
@@ -40,11 +41,7 @@ class Window:
     columns: int = 0
     start: int | None = 0
     places: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
-
-    @property
-    def rows(self) -> Tensor:
-        """Their numbers, [rows, 1]."""
-        return torch.arange(self.low, self.high, device=self.places.device)[:, None]
+    rows: Tensor = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.long))
 
 
 class SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -138,6 +135,7 @@ class Pool:
         """The cache, set to write tokens at `places` [rows, tokens] of the rows from `low` on."""
         at = self.window
         at.low, at.high, at.columns, at.start, at.places = low, low + len(places), columns, start, places
+        at.rows = torch.arange(at.low, at.high, device=places.device)[:, None]
         return self.cache
 
     def read(self, row: int, begin: int, end: int) -> Segment:

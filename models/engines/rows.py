@@ -51,9 +51,7 @@ class Row:
     @classmethod
     def of(cls, ticket: Hashable, draw: Draw, prompt: Context, have: Context, decode: Callable[[Context], str]) -> Row:
         """A draw about to begin after `prompt` and the part of its path that is known."""
-        text = Text(decode, prompt)
-        for token in have:
-            text.push(token)
+        text = Text(decode, prompt, have)
         return cls(ticket, draw, [*prompt, *have], len(prompt) + len(have), len(have), text, len(text.value))
 
     @property

@@ -23,6 +23,7 @@ class Text:
     Args:
         decode: from token ids to text.
         left: what stands before the path: what a token says can depend on its left neighbour.
+        known: tokens of the path already read.
 
     Attributes:
         value: the text so far.
@@ -30,21 +31,25 @@ class Text:
 
     __slots__ = ("_decode", "_told", "_window", "value")
 
-    def __init__(self, decode: Callable[[tuple[int, ...]], str], left: Sequence[int] = ()) -> None:
-        self.value = ""
+    def __init__(
+        self, decode: Callable[[tuple[int, ...]], str], left: Sequence[int] = (), known: Sequence[int] = ()
+    ) -> None:
         self._decode = decode
-        self._window = tuple(left[-_LEFT:])
-        self._told = len(_stable(decode(self._window)))
+        left = tuple(left[-_LEFT:])
+        self._window = (*left, *known)
+        said = _stable(decode(self._window))
+        self.value = said[len(_stable(decode(left))) :]
+        self._told = len(said)
 
     def push(self, token: int) -> None:
         """Read one more token."""
+        if len(self._window) > 2 * _LEFT:
+            self._window = self._window[-_LEFT:]
+            self._told = len(_stable(self._decode(self._window)))
         self._window += (token,)
         said = _stable(self._decode(self._window))
         self.value += said[self._told :]
         self._told = len(said)
-        if len(self._window) > 2 * _LEFT:
-            self._window = self._window[-_LEFT:]
-            self._told = len(_stable(self._decode(self._window)))
 
     def ends_with_new(self, stops: Sequence[str], old: int) -> bool:
         """Whether one of `stops` occurs and ends behind the first `old` characters."""

@@ -77,13 +77,15 @@ def test_a_character_begun_in_the_prompt_is_finished_in_the_path():
 
 
 def test_reading_on_tells_the_same_text():
-    ids = ids_of("x🙂é\n\n12 日")
-    whole = grow(ids)[0]
-    for cut in range(len(ids)):
-        text = Text(decoder(TOKENIZER))
-        for token in ids[:cut]:
-            text.push(token)
-        assert len(text.value) == (whole[cut - 1] if cut else 0)
+    rng = random.Random(1)
+    for ids in (ids_of("x🙂é\n\n12 日"), tuple(rng.randrange(256) for _ in range(40))):
+        whole, value = grow(ids)
+        for cut in range(len(ids)):
+            text = Text(decoder(TOKENIZER), known=ids[:cut])
+            assert len(text.value) == (whole[cut - 1] if cut else 0)
+            for token in ids[cut:]:
+                text.push(token)
+            assert text.value == value
 
 
 @pytest.mark.parametrize(
