@@ -17,6 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
 
 from extratime.evaluate.grade import strip_thinking
 from extratime.evaluate.grid import Column, Recipe
@@ -102,6 +103,8 @@ def evaluate(bench: Bench, run: Run) -> tuple[list[Scored], dict[str, Any]]:
         fewshot_as_multiturn=recipe.fewshot_multiturn,
         bootstrap_iters=0,
         log_samples=True,
+        # The tasks are loaded; a manager of its own would read all of lm-eval's files once more.
+        task_manager=TaskManager(include_defaults=False),
     )
     return list(_scored(bench, lm.results, report["samples"])), _slim(report)
 

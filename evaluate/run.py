@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from extratime.evaluate.cost import Ledger
@@ -32,7 +33,7 @@ from extratime.evaluate.harness import Bench, Scored, evaluate
 from extratime.evaluate.means import refuse_beyond_means
 from extratime.evaluate.schedule import Cell, Result, Schedule
 from extratime.evaluate.streams import Streams
-from extratime.evaluate.tasks.load import load_tasks, reading
+from extratime.evaluate.tasks.load import Reading, load_tasks, reading
 from extratime.evaluate.verifiers.likelihood import mean_logprob
 from extratime.models.engines.open import Opened, open_engine, open_replay
 from extratime.models.manifest import write_text
@@ -55,13 +56,15 @@ def run_recipe(recipe: Recipe, shard: tuple[int, int] = (0, 1), replay: bool = F
     began, name = time.time(), f"{shard[0]}-of-{shard[1]}"
     folder = recipe.output
     folder.mkdir(parents=True, exist_ok=True)
+    tasks = load_tasks(recipe)  # before the model: a mistake in the recipe shows at once
+    readings = {key: reading(task, recipe.reading(key), recipe.strip_thinking) for key, task in tasks.items()}
     opened = open_replay(folder) if replay else open_engine(recipe.model, recipe.adapters, recipe.engine)
     streams = Streams(folder / "streams", None if replay else name)
     ledger = Ledger()
     try:
         write_text(folder / "recipe.yaml", yaml.safe_dump(_plain(recipe), sort_keys=False))
         opened.save(folder)
-        bench = make_bench(recipe, opened, shard)
+        bench = _bench(recipe, tasks, readings, opened, shard)
         labels = [column.spec.label for column in bench.columns]
         refuse_beyond_means(dict(zip(labels, bench.strategies, strict=True)), {"policy": opened.engine})
         scored, report = evaluate(bench, _runner(opened, streams, ledger))
@@ -75,20 +78,13 @@ def run_recipe(recipe: Recipe, shard: tuple[int, int] = (0, 1), replay: bool = F
     return folder
 
 
-def make_bench(recipe: Recipe, opened: Opened, shard: tuple[int, int] = (0, 1)) -> Bench:
-    """Tasks, columns and documents of a recipe, for one shard."""
-    tasks = load_tasks(recipe)
+def _bench(
+    recipe: Recipe, tasks: Mapping[str, Task], readings: Mapping[str, Reading], opened: Opened, shard: tuple[int, int]
+) -> Bench:
     grid = columns(recipe)
-    return Bench(
-        recipe,
-        grid,
-        [bind(column.spec, opened.known) for column in grid],
-        tasks,
-        {name: reading(task, recipe.reading(name), recipe.strip_thinking) for name, task in tasks.items()},
-        {name: _documents(len(task.eval_docs), recipe.limit, shard) for name, task in tasks.items()},
-        opened.engine.encode,
-        opened.render,
-    )
+    strategies = [bind(column.spec, opened.known) for column in grid]
+    documents = {name: _documents(len(task.eval_docs), recipe.limit, shard) for name, task in tasks.items()}
+    return Bench(recipe, grid, strategies, tasks, readings, documents, opened.engine.encode, opened.render)
 
 
 def _documents(size: int, limit: int | None, shard: tuple[int, int]) -> list[int]:

@@ -69,8 +69,9 @@ def load(
     adapters: Mapping[str, Where] | None = None,
     device: str | torch.device | None = None,
     chat: bool = False,
+    head: Any = AutoModelForCausalLM,
 ) -> Loaded:
-    """Load a causal language model.
+    """Load a model, a causal language model unless `head` says otherwise.
 
     Args:
         where: hub id, folder, PEFT adapter folder, or "embedded".
@@ -79,6 +80,7 @@ def load(
         adapters: PEFT adapter folders to load beside the plain model, by name; none of them is merged.
         device: where to put it; the CPU if None.
         chat: whether a chat template is needed.
+        head: the transformers class that builds it; adapters can be loaded for the default only.
 
     Raises:
         FileNotFoundError: no model, tokenizer or safetensors there; the message says what to do.
@@ -87,17 +89,28 @@ def load(
     """
     dtype = _dtype(dtype)
     named = {name: Path(path) for name, path in (adapters or {}).items()}
-    own = _folder(where)
-    if own is not None and (own / "adapter_config.json").is_file():
-        return _load_adapter(own, dtype, named, device, chat)
-    folder = own or _fetch(str(where), revision)
-    model = _with_adapters(_model(folder, dtype), named).to(device or "cpu").eval()
+    folder = locate(where, revision)
+    if (folder / "adapter_config.json").is_file():
+        if head is not AutoModelForCausalLM:
+            raise ValueError(f"{where} is an adapter: merge it into its base model and give the folder of the result")
+        return _load_adapter(folder, dtype, named, device, chat)
+    model = _with_adapters(_model(folder, dtype, head), named).to(device or "cpu").eval()
     mark = fingerprint(folder, model.dtype)
     return Loaded(model, load_tokenizer(folder, chat), mark, str(where), _marks(named, model.dtype))
 
 
-def _model(folder: Path, dtype: torch.dtype | str) -> Any:
-    both: Any = AutoModelForCausalLM.from_pretrained(
+def locate(where: Where, revision: str | None = None) -> Path:
+    """The folder of a model or adapter; one of the hub is downloaded if need be. See `load` for the arguments.
+
+    Raises:
+        FileNotFoundError: there is none, or its weights are not safetensors.
+        ValueError: weights are damaged.
+    """
+    return _folder(where) or _fetch(str(where), revision)
+
+
+def _model(folder: Path, dtype: torch.dtype | str, head: Any) -> Any:
+    both: Any = head.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
     model, told = both

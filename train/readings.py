@@ -166,7 +166,17 @@ def _row(group: Sequence[tuple[Draw, float]], question_length: int, law: Law, rn
         read = max(t for t, _, _ in found)
         responses.append(list(draw.response[:read]))
         chances.append([math.exp(x) for x in draw.logprobs[:read]])
-        readings += [{"response": i, "cut": t, "weight": w, "part": p, "label": label} for t, w, p in found]
+        readings += [
+            {
+                "response": i,
+                "cut": t,
+                "weight": w,
+                "part": p,
+                "label": label,
+                "weakest": min(draw.logprobs[:t], default=0.0),
+            }
+            for t, w, p in found
+        ]
     return {"prompt": list(prompt), "responses": responses, "chances": chances, "readings": readings}
 
 
@@ -193,7 +203,8 @@ class Collator:
             input_ids, position_ids [B, T]; attention_mask [B, T], or [B, 1, T, T] where shared; logits_to_keep [n]:
             columns of the slots; label, weight, group [B, n]; offsets [B]: tokens from the end that are questions.
             With `surprise`, logits_to_keep [m] is all columns from the first response on, slots [n] where the slots
-            are among them, and chance [B, m] each response token's probability, NaN elsewhere.
+            are among them, chance [B, m] each response token's probability, NaN elsewhere, and weakest [B, n] the
+            lowest log-probability of a token that the reading has seen.
         """
         sequences = [(g, row) for g, row in enumerate(batch)]
         if not self.shared:
@@ -220,7 +231,8 @@ class Collator:
             known = [_chances(row, tree.shape[1], width) for tree, (_, row) in zip(trees, sequences, strict=True)]
             chance = torch.tensor(known)
             first = int((~chance.isnan()).any(0).int().argmax())
-            made |= {"slots": columns - first, "chance": chance[:, first:]}
+            weakest = torch.tensor([[r[3] for r in row] for row in told])
+            made |= {"slots": columns - first, "chance": chance[:, first:], "weakest": weakest}
             made["logits_to_keep"] = torch.arange(first, width)
         return made
 
@@ -273,10 +285,10 @@ def _alone(row: dict[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": row["prompt"], "responses": [response], "readings": [reading | {"response": 0}]}
 
 
-def _told(group: int, readings: Sequence[dict[str, Any]], slots: int) -> list[tuple[float, float, int]]:
-    """(label, weight, group) of each slot; places without a reading come first and weigh nothing."""
-    found = [(r["label"], r["weight"], group * _PARTS + r["part"]) for r in readings]
-    return [(0.0, 0.0, -1)] * (slots - len(found)) + found
+def _told(group: int, readings: Sequence[dict[str, Any]], slots: int) -> list[tuple[float, float, int, float]]:
+    """(label, weight, group, weakest) of each slot; places without a reading come first and weigh nothing."""
+    found = [(r["label"], r["weight"], group * _PARTS + r["part"], r["weakest"]) for r in readings]
+    return [(0.0, 0.0, -1, 0.0)] * (slots - len(found)) + found
 
 
 _PARTS = 10_000

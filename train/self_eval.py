@@ -13,9 +13,10 @@ Deliberate deviations:
   equal parts of the response, weighted to the same law: same expectations, less variance.
 - `contrast` adds, for pairs of one prompt and part with ŵ_i > ŵ_j, the mean of log(1 + exp(d_j − d_i)),
   d = z_No − z_Yes: calibration alone is satisfied by the difficulty of prompts.
-- `surprise` adds, at every token y_t of a response, the cross-entropy of σ(d) against the probability that y_t had
-  under the policy: outcomes alone are too few bits to learn to compare what is written with what was to be expected.
-  It needs an adapter that reads the response (`lora`, `full`) and the draws' log-probabilities.
+- `surprise` adds two auxiliaries from the policy's own log-probabilities, since outcomes alone are too few bits to
+  learn to compare what is written with what was to be expected: at every token y_t of a response the cross-entropy of
+  σ(d) against the probability that y_t had, and the contrast between readings of one prompt whose weakest tokens
+  differ by more than half a nat. It needs an adapter that reads the response (`lora`, `full`).
 - `layout: shared` reads up to `responses` responses of a prompt and all their cuts in one sequence, each seeing only
   what it would see alone: the prompt goes through the model once. `layout: separate` gives the same loss, slower.
 - No KL term: under the default adapter there is nothing to hold.
@@ -120,15 +121,16 @@ def slot_loss(
     return (weight * each).sum() / weight.sum()
 
 
-def contrast_loss(margin: torch.Tensor, label: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """Mean of log(1 + exp(d_j − d_i)) over pairs of one group with label_i > label_j; 0 without such a pair.
+def contrast_loss(margin: torch.Tensor, label: torch.Tensor, group: torch.Tensor, gap: float = 0.0) -> torch.Tensor:
+    """Mean of log(1 + exp(d_j − d_i)) over pairs of one group with label_i > label_j + gap; 0 without such a pair.
 
     Args:
         margin: [N] d = z_No − z_Yes.
         label: [N].
         group: [N] readings are compared where these are equal and ≥ 0.
+        gap: by how much the labels of a pair must differ.
     """
-    better = (label[:, None] > label[None, :]) & (group[:, None] == group[None, :]) & (group >= 0)[:, None]
+    better = (label[:, None] > label[None, :] + gap) & (group[:, None] == group[None, :]) & (group >= 0)[:, None]
     each = F.softplus(margin[None, :] - margin[:, None])
     return (each * better).sum() / better.sum().clamp(min=1)
 
@@ -157,18 +159,21 @@ class SelfEvalTrainer(SFTTrainer):
         """Loss of a batch of `Collator`; only the slots' hidden states meet the vocabulary."""
         label, weight, group = (inputs.pop(key) for key in ("label", "weight", "group"))
         chance, slots = inputs.pop("chance", None), inputs.pop("slots", slice(None))
-        offsets = inputs.pop("offsets").tolist()
+        weakest, offsets = inputs.pop("weakest", None), inputs.pop("offsets").tolist()
         if self.args.adapter == "alora":
             inputs["alora_offsets"] = offsets
         outputs = model(**inputs, use_cache=False)
         good, bad = (outputs.logits[..., i].float() for i in self.targets)
-        margin = good - bad
+        margin, group = good - bad, group.flatten()
+        asked = margin[:, slots].flatten()
         loss = self._told("slot_loss", slot_loss(outputs.logits[:, slots], self.targets, label, weight))
         if self.args.contrast:
-            pairs = contrast_loss(margin[:, slots].flatten(), label.flatten(), group.flatten())
+            pairs = contrast_loss(asked, label.flatten(), group)
             loss = loss + self.args.contrast * self._told("contrast_loss", pairs)
         if chance is not None:
-            loss = loss + self.args.surprise * self._told("surprise_loss", surprise_loss(margin, chance))
+            tokens = self._told("surprise_loss", surprise_loss(margin, chance))
+            ranks = self._told("weakest_loss", contrast_loss(asked, weakest.flatten(), group, gap=0.5))
+            loss = loss + self.args.surprise * (tokens + ranks)
         return (loss, outputs) if return_outputs else loss
 
     def _told(self, name: str, loss: torch.Tensor) -> torch.Tensor:

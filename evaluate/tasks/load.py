@@ -29,8 +29,8 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
     Raises:
         RecipeError: a task is unknown, does not generate text, or repeats itself.
     """
-    ours = TaskManager(include_path=str(OURS), include_defaults=False)
-    manager = ours if all(name in ours.task_index for name in recipe.tasks) else TaskManager(include_path=str(OURS))
+    ours = _manager(ours_only=True)
+    manager = ours if all(name in ours.task_index for name in recipe.tasks) else _manager(ours_only=False)
     for name in recipe.tasks:
         if name not in manager.task_index:
             raise RecipeError(f"no task {name!r} in lm-eval or in {OURS}; `lm-eval ls tasks` lists them")
@@ -42,6 +42,12 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
         _check(name, task)
         _configure(task, recipe)
     return tasks
+
+
+@functools.cache
+def _manager(ours_only: bool) -> TaskManager:
+    """Knows all tasks; to read lm-eval's own 14,000 files takes seconds, so it is done where needed, and once."""
+    return TaskManager(include_path=str(OURS), include_defaults=not ours_only)
 
 
 def _spec(manager: TaskManager, recipe: Recipe, name: str) -> str:

@@ -35,8 +35,9 @@ def documents(
 
 def _fresh(terms: int, digits: int, split: str, size: int, seen: set[str]) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
-    for expression in _expressions(terms, digits, SEEDS[split], 20 * size):
-        if expression not in seen and len(found) < size:
+    expressions = _expressions(terms, digits, SEEDS[split], 20 * size)
+    while len(found) < size and (expression := next(expressions, None)):
+        if expression not in seen:
             seen.add(expression)
             found.append(document(expression))
     if len(found) < size:

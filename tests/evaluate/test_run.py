@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import tiny
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from extratime.evaluate.grid import RecipeError, parse
+from extratime.evaluate.grid import parse
 from extratime.evaluate.plan import describe
 from extratime.evaluate.run import run_recipe
 from extratime.evaluate.tasks.load import OURS, load_tasks
@@ -26,23 +27,36 @@ def checkpoint(tmp_path_factory):
     return tiny.save(tmp_path_factory.mktemp("model"))
 
 
+def say(checkpoint, output, **changes):
+    plain = {
+        "model": str(checkpoint),
+        "tasks": ["sums_easy"],
+        "strategies": STRATEGIES,
+        "budgets": [1, 4],
+        "max_tokens": 12,
+        "limit": 5,
+        "chat": False,
+        "engine": {"dtype": "float32", "device": "cpu", "slots": 7},
+        "output": str(output),
+    }
+    return plain | changes
+
+
 @pytest.fixture
 def recipe(checkpoint, tmp_path):
-    def make(name="run", **changes):
-        plain = {
-            "model": str(checkpoint),
-            "tasks": ["sums_easy"],
-            "strategies": STRATEGIES,
-            "budgets": [1, 4],
-            "max_tokens": 12,
-            "limit": 5,
-            "chat": False,
-            "engine": {"dtype": "float32", "device": "cpu", "slots": 7},
-            "output": str(tmp_path / name),
-        }
-        return parse(plain | changes)
+    return lambda name="run", **changes: parse(say(checkpoint, tmp_path / name, **changes))
 
-    return make
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, tmp_path_factory):
+    """The folder of one run; tests read it and leave it as it is."""
+    return run_recipe(parse(say(checkpoint, tmp_path_factory.mktemp("whole") / "run")))
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of it where `recipe()` has its output."""
+    return shutil.copytree(whole, tmp_path / "run")
 
 
 def lines(folder, kind="results"):
@@ -50,8 +64,8 @@ def lines(folder, kind="results"):
     return sorted(said, key=lambda line: json.dumps(line, sort_keys=True))
 
 
-def test_a_run_leaves_a_result_for_every_cell_and_a_text_for_every_response(recipe):
-    folder = run_recipe(recipe())
+def test_a_run_leaves_a_result_for_every_cell_and_a_text_for_every_response(whole):
+    folder = whole
     results = lines(folder)
     assert len(results) == 5 * (1 + 3 * 2)
     known = {line["id"]: line for line in lines(folder, "responses")}
@@ -74,70 +88,52 @@ def records(folder):
     return [json.loads(line[9:]) for file in (folder / "streams").glob("*.jsonl") for line in file.open()]
 
 
-def test_a_replay_repeats_the_run_without_its_model(recipe):
-    folder = run_recipe(recipe())
-    before = lines(folder)
-    gone = recipe(model="/nowhere")
-    run_recipe(gone, replay=True)
-    assert lines(folder) == before
+def test_a_replay_repeats_the_run_without_its_model(recipe, whole, copied):
+    shutil.rmtree(copied / "results")
+    run_recipe(recipe(model="/nowhere"), replay=True)
+    assert lines(copied) == lines(whole)
 
 
-def test_a_replay_of_more_than_was_run_says_what_is_missing(recipe):
-    run_recipe(recipe())
+def test_a_replay_of_more_than_was_run_says_what_is_missing(recipe, copied):
     with pytest.raises(LookupError, match="streams do not hold"):
         run_recipe(recipe(limit=6), replay=True)
 
 
-def test_shards_together_are_the_whole_run(recipe):
-    whole = run_recipe(recipe())
+def test_shards_together_are_the_whole_run(recipe, whole):
     for i in range(3):
         parts = run_recipe(recipe("parts"), shard=(i, 3))
     assert [told(line) for line in lines(parts)] == [told(line) for line in lines(whole)]
     assert {r["id"] for r in lines(parts, "responses")} == {r["id"] for r in lines(whole, "responses")}
 
 
-def test_slots_do_not_change_what_is_drawn_on_one_thread(recipe):
-    one = run_recipe(recipe("one", engine={"dtype": "float32", "device": "cpu", "slots": 1}))
-    many = run_recipe(recipe("many", engine={"dtype": "float32", "device": "cpu", "slots": 64}))
-    assert [(r["cell"], r["answer"]) for r in lines(one)] == [(r["cell"], r["answer"]) for r in lines(many)]
+@pytest.mark.parametrize("slots", [1, 64])
+def test_slots_do_not_change_what_is_drawn_on_one_thread(recipe, whole, slots):
+    other = run_recipe(recipe(engine={"dtype": "float32", "device": "cpu", "slots": slots}))
+    assert [(r["cell"], r["answer"]) for r in lines(other)] == [(r["cell"], r["answer"]) for r in lines(whole)]
 
 
-def test_a_killed_run_goes_on_and_repeats_no_draw(recipe, tmp_path):
-    said = {"limit": 40, "max_tokens": 48, "budgets": [8]}
+def test_a_killed_run_goes_on_and_repeats_no_draw(recipe, checkpoint, tmp_path):
+    said = say(checkpoint, tmp_path / "run", limit=16, max_tokens=32, budgets=[8])
     file = tmp_path / "recipe.yaml"
-    plain = recipe("killed", **said)
-    file.write_text(json.dumps(_plain(plain)))
-    stream = plain.output / "streams" / "0-of-1.jsonl"
+    file.write_text(json.dumps(said))
+    stream = tmp_path / "run" / "streams" / "0-of-1.jsonl"
     started = subprocess.Popen(
         [sys.executable, "-m", "extratime.evaluate.cli", "evaluate", str(file), "--no-report"],
         stderr=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    while started.poll() is None and not (stream.exists() and stream.stat().st_size > 20_000):
-        time.sleep(0.05)
+    while started.poll() is None and not (stream.exists() and stream.stat().st_size > 5_000):
+        time.sleep(0.01)
     assert started.poll() is None, "the run ended before it could be killed: make it longer"
     started.send_signal(signal.SIGKILL)
     started.wait()
     kept = stream.read_bytes().rpartition(b"\n")[0]
-    run_recipe(plain)
-    assert stream.read_bytes().startswith(kept)
-    places = [(json.dumps(r["path"]), r["start"] + k) for r in records(plain.output) if "path" in r for k in range(len(r["ends"]))]
+    folder = run_recipe(parse(said))
+    assert len(kept) > 5_000 and stream.read_bytes().startswith(kept)
+    drawn = [record for record in records(folder) if "path" in record]
+    places = [(json.dumps(r["path"]), r["start"] + k) for r in drawn for k in range(len(r["ends"]))]
     assert len(places) == len(set(places))
-    assert len(lines(plain.output)) == 40 * 4
-
-
-def _plain(recipe):
-    return {
-        "model": recipe.model,
-        "tasks": list(recipe.tasks),
-        "strategies": STRATEGIES,
-        "budgets": list(recipe.budgets),
-        "max_tokens": recipe.max_tokens,
-        "limit": recipe.limit,
-        "chat": False,
-        "engine": {"dtype": "float32", "device": "cpu", "slots": 7},
-        "output": str(recipe.output),
-    }
+    assert len(lines(folder)) == 16 * 4
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -157,17 +153,18 @@ def test_greedy_equals_plain_lm_eval_per_document(recipe, checkpoint, chat):
         bootstrap_iters=0,
         log_samples=True,
     )
+    assert len(plain["samples"]["sums_easy"]) == len(ours) == 8
     for sample in plain["samples"]["sums_easy"]:
         line = ours[sample["doc_id"]]
-        assert texts[line["response"]] == sample["resps"][0][0]
+        # Where the length cuts a character in two, transformers writes a sign in place of its half; we leave it out.
+        assert texts[line["response"]].rstrip("�") == sample["resps"][0][0].rstrip("�")
         assert line["score"] == sample["exact_match"]
 
 
-def test_lm_eval_s_own_numbers_are_ours(recipe):
-    folder = run_recipe(recipe())
-    report = json.loads((folder / "lm_eval" / "0-of-1.json").read_text())
-    for cell in {line["cell"] for line in lines(folder)}:
-        scores = [line["score"] for line in lines(folder) if line["cell"] == cell]
+def test_lm_eval_s_own_numbers_are_ours(whole):
+    report = json.loads((whole / "lm_eval" / "0-of-1.json").read_text())
+    for cell in {line["cell"] for line in lines(whole)}:
+        scores = [line["score"] for line in lines(whole) if line["cell"] == cell]
         assert report["results"]["sums_easy"][f"exact_match,{cell}|last-answer"] == pytest.approx(
             sum(scores) / len(scores)
         )
@@ -188,7 +185,7 @@ def test_documents_may_come_from_a_folder(recipe, tmp_path):
     ("changes", "words"),
     [
         ({"tasks": ["no_such_task"]}, "no task 'no_such_task'"),
-        ({"tasks": ["lambada_openai"]}, "asks for loglikelihood"),
+        ({"overrides": {"sums_easy": {"output_type": "loglikelihood"}}}, "asks for loglikelihood"),
         ({"data": {"sums_easy": "/nowhere"}}, "no <split>.jsonl in /nowhere"),
         ({"data": {"other": "/nowhere"}}, "'other', which the recipe does not run"),
         ({"overrides": {"sums_easy": {"repeats": 3}}}, "repeats each document 3 times"),
@@ -209,8 +206,3 @@ def test_a_dry_run_tells_the_grid_without_a_model(recipe):
     assert "sums_easy: 5 documents, at most 12 tokens a response" in said
     assert "7 columns, 35 cells" in said
     assert f"at most {5 * 12 * (1 + 3 * 5):,} read by all cells; at most {5 * 12 * 4:,} drawn" in said
-
-
-def test_recipe_errors_are_recipe_errors(recipe):
-    with pytest.raises(RecipeError):
-        run_recipe(recipe(tasks=["no_such_task"]))
