@@ -1,4 +1,4 @@
-"""Whole evaluations on a toy checkpoint: the run folder, shards, replays, interruptions, and plain lm-eval beside it."""
+"""Whole evaluations on a toy checkpoint: the run folder, shards, replays, interruptions; plain lm-eval beside it."""
 
 import json
 import os
@@ -65,17 +65,16 @@ def lines(folder, kind="results"):
 
 
 def test_a_run_leaves_a_result_for_every_cell_and_a_text_for_every_response(whole):
-    folder = whole
-    results = lines(folder)
+    results = lines(whole)
     assert len(results) == 5 * (1 + 3 * 2)
-    known = {line["id"]: line for line in lines(folder, "responses")}
+    known = {line["id"]: line for line in lines(whole, "responses")}
     for line in results:
         assert line["response"] in known and all(name in known for name, _ in line["pool"])
         assert line["score"] == known[line["response"]]["score"]
         assert line["cost"]["generated"] <= line["budget"] * 12
         assert (line["outcome"] == "right") == (line["score"] == 1)
-    counts = json.loads((folder / "run-0-of-1.json").read_text())["counts"]["policy"]
-    drawn = sum(len(record["ends"]) for record in records(folder) if "path" in record)
+    counts = json.loads((whole / "run-0-of-1.json").read_text())["counts"]["policy"]
+    drawn = sum(len(record["ends"]) for record in records(whole) if "path" in record)
     assert counts["decode"] == drawn
 
 
