@@ -258,7 +258,6 @@ class PrefixStore:
         upper = _Node(node.ids[:at], head, node.parent, {node.ids[at]: node})
         node.parent.children[upper.ids[0]] = upper
         node.segment, node.ids, node.parent = tail, node.ids[at:], upper
-        self._touch(upper)
         return upper
 
     def _drop(self, node: _Node) -> None:

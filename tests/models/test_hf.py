@@ -141,7 +141,7 @@ def test_slots_and_company_change_no_path():
 
 
 def test_rows_that_outgrow_their_memory_wait_and_lose_nothing():
-    draws = [Draw(ask, i, WARM, 60) for i, ask in enumerate(ragged(8, longest=20))]
+    draws = [Draw(ask, i, WARM, 130) for i, ask in enumerate(ragged(8, longest=20))]
     roomy = engine(slots=8, eos=False)
     small = engine(slots=8, kv_bytes=2 * 200 * 256, eos=False)
     held = []

@@ -320,6 +320,14 @@ def test_two_processes_make_the_embedded_model_at_once(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [loading._EMBEDDED_FOLDER]
 
 
+def test_the_embedded_models_folder_appears_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXTRATIME_CACHE", str(tmp_path))
+    monkeypatch.setattr(loading, "_embedded_gguf", lambda: tmp_path)
+    made = []
+    monkeypatch.setattr(loading, "_dequantise", lambda source, folder: made.append(folder.stat().st_ino))
+    assert loading.embedded_folder().stat().st_ino == made[0]
+
+
 def test_a_half_made_embedded_model_is_never_seen(tmp_path, monkeypatch):
     monkeypatch.setenv("EXTRATIME_CACHE", str(tmp_path))
     monkeypatch.setattr(loading, "_embedded_gguf", lambda: tmp_path)

@@ -194,6 +194,28 @@ def test_an_activated_adapter_reads_the_question_only(runs):
     assert reply.work == Work(prefill=len(ASKED), cached=35, pairs=pairs(35, len(ASKED)))
 
 
+def test_questions_of_different_lengths_switch_an_adapter_on_where_it_belongs(runs, folders):
+    whole, part = drawn(runs, prompt(25), 10), drawn(runs, prompt(25), 14)
+    inner = Completion(part.prompt, "", 6, part.tokens[:6])
+    replies = serve(runs, [Probe(c, QUESTION, TARGETS, "alora") for c in (part, inner)])
+    # One of them was read on already, so its last token is in the cache.
+    assert [r.work.prefill for r in replies] == [len(ASKED) + 1, len(ASKED)]
+    assert whole.tokens == part.tokens[:10]
+    for completion, reply in zip((part, inner), replies, strict=True):
+        wanted = asked_of_adapter(folders[2], folders[0], (*completion.prompt.ids, *completion.tokens, *ASKED))
+        assert list(reply.values) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_paths_read_under_an_adapter_are_not_taken_for_the_policys(runs, folders):
+    parts = sorted((drawn(runs, prompt(9, n), 10, n) for n in (1, 2)), key=lambda c: c.prompt.ids)
+    # Questions of such different lengths are answered one after the other, in the same row.
+    serve(runs, [Probe(c, QUESTION * n, TARGETS, "lora") for c, n in zip(parts, (1, 5), strict=True)])
+    rests = serve(runs, [Draw(c.prompt, 0, Sampling(0.0), 24, have=c.tokens) for c in parts])
+    alone = serve(HFEngine(load(folders[0])), [Draw(c.prompt, 0, Sampling(0.0), 24, have=c.tokens) for c in parts])
+    for rest, wanted in zip(rests, alone, strict=True):
+        assert rest.logprobs[: len(wanted.ends)] == pytest.approx(wanted.logprobs, abs=1e-4)
+
+
 def test_a_plain_adapter_reads_again_what_is_new_to_it(runs):
     long = drawn(runs, prompt(25), 20)
     parts = [Completion(long.prompt, "", n, long.tokens[:n]) for n in (8, 14, 20)]
