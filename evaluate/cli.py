@@ -1,4 +1,4 @@
-"""The command line: `extratime train | evaluate | report`."""
+"""The command line: `extratime train | evaluate | import | report`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ examples:
   extratime evaluate recipes/evaluate/demo.yaml --dry-run
   extratime evaluate recipes/evaluate/demo.yaml --set limit=50 --set 'budgets=[1,4,16]'
   extratime evaluate recipes/evaluate/demo.yaml --shard 3/8
+  extratime import recipes/evaluate/demo.yaml generations.jsonl
   extratime report runs/demo
 """
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("lm_eval").setLevel(logging.INFO if args.verbose else logging.ERROR)
     try:
-        return int({"train": _train, "evaluate": _evaluate, "report": _report}[args.command](args, rest) or 0)
+        return int(COMMANDS[args.command](args, rest) or 0)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _train_parser(commands)
     _evaluate_parser(commands)
+    _import_parser(commands)
     report = commands.add_parser("report", help="leaderboard, figures and a page from a run folder")
     report.add_argument("folder", type=Path, help="run folder, e.g. runs/demo")
     return parser
@@ -79,8 +81,29 @@ def _evaluate_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    evaluate.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/evaluate/demo.yaml")
+    _recipe_arguments(evaluate)
     evaluate.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="every N-th document, I = 0 … N-1"
+    )
+    evaluate.add_argument("--dry-run", action="store_true", help="print the grid, the documents and an estimate; stop")
+    evaluate.add_argument("--replay", action="store_true", help="answer from the run's streams alone, with no engine")
+    evaluate.add_argument("--no-report", action="store_true", help="leave the report to `extratime report`")
+
+
+def _import_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "import",
+        help="keep generations drawn elsewhere as the first draws of a recipe's model",
+        description="Each line of FILE is a JSON mapping of prompt and text, and, where known, tokens (ids), logprobs "
+        "and finished (default true). Evaluations of the recipe then read these draws before drawing more.",
+    )
+    _recipe_arguments(command)
+    command.add_argument("file", type=Path, help="JSONL file")
+
+
+def _recipe_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/evaluate/demo.yaml")
+    command.add_argument(
         "--set",
         dest="overrides",
         action="append",
@@ -88,12 +111,6 @@ def _evaluate_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         metavar="KEY=VALUE",
         help="override a key of the recipe",
     )
-    evaluate.add_argument(
-        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="every N-th document, I = 0 … N-1"
-    )
-    evaluate.add_argument("--dry-run", action="store_true", help="print the grid, the documents and an estimate; stop")
-    evaluate.add_argument("--replay", action="store_true", help="answer from the run's streams alone, with no engine")
-    evaluate.add_argument("--no-report", action="store_true", help="leave the report to `extratime report`")
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -136,6 +153,14 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> None:
         print(f"{folder}: done; `extratime report {folder}` makes the leaderboard")
 
 
+def _import(args: argparse.Namespace, rest: list[str]) -> None:
+    from extratime.evaluate.grid import read_recipe
+    from extratime.evaluate.importing import import_generations
+
+    recipe = read_recipe(args.recipe, args.overrides)
+    print(f"{recipe.output}: {import_generations(recipe, args.file)}")
+
+
 def _report(args: argparse.Namespace, rest: list[str]) -> None:
     _show(args.folder)
 
@@ -146,6 +171,9 @@ def _show(folder: Path) -> None:
     page = report(folder)
     print((folder / "leaderboard.md").read_text(encoding="utf-8"))
     print(f"page: {page.resolve()}")
+
+
+COMMANDS = {"train": _train, "evaluate": _evaluate, "import": _import, "report": _report}
 
 
 if __name__ == "__main__":

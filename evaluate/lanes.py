@@ -108,10 +108,10 @@ class Cursor:
     def aim(self, prompt: Prompt, law: Sampling, response: Completion | None, reader: Reader, cut: bool) -> Aim:
         """Where to read a fresh response to `prompt`, or more of `response`; see `Aim` for `reader` and `cut`."""
         if response is None:
-            return Aim(prompt, law, self._next(prompt, law), None, None, reader, cut)
+            return Aim(prompt, law, self.fresh(prompt, law), None, None, reader, cut)
         origin, path, stem = response.prompt, response.path, _stem(response)
         if path is None or not self._own(response, path, law):
-            path, stem = self._next(origin.then(response), law), response
+            path, stem = self.fresh(origin.then(response), law), response
         return Aim(origin, law, path, response, stem, reader, cut)
 
     def _own(self, response: Completion, path: Path, law: Sampling) -> bool:
@@ -125,7 +125,8 @@ class Cursor:
         self.claimed.add(point)
         return True
 
-    def _next(self, prompt: Prompt, law: Sampling) -> Path:
+    def fresh(self, prompt: Prompt, law: Sampling) -> Path:
+        """The next path that the program has not read, in the stream of `prompt` under `law`."""
         stream = stream_name(self.fingerprint, prompt, law)
         if law.greedy:
             return Path(stream, (), 0)
