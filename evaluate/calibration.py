@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from extratime.evaluate.stats import Array, Interval, Ints, clustered_ci, finite, percentiles, resampled
 
 

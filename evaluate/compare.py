@@ -6,6 +6,7 @@ resampled, the same questions for all strategies.
 
 import numpy as np
 import numpy.typing as npt
+
 from extratime.evaluate.calibration import probabilities
 from extratime.evaluate.stats import Array, finite, resampled
 

@@ -20,7 +20,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,27 @@ class EngineSpec:
     def __post_init__(self) -> None:
         if self.kind not in ("hf", "openai"):
             raise ValueError(f"kind must be hf or openai, not {self.kind!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierSpec:
+    """A reward model for the role "verifier".
+
+    Attributes:
+        model: hub id or folder of a sequence classifier with one output, or of a token classifier that weighs steps.
+        dtype: of the weights; "auto" takes the checkpoint's own.
+        device: where; None takes a GPU if there is one.
+        separator: what ends a step, for a token classifier.
+    """
+
+    model: str
+    dtype: str = "auto"
+    device: str | None = None
+    separator: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator == "":
+            raise ValueError("the separator must not be empty; leave it out where whole texts are weighed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +134,7 @@ class Recipe:
         max_tokens: length of a full response; None takes the task's `max_gen_toks`, else 256.
         limit: documents per task.
         engine: what runs the model.
+        verifier: the reward model that the verifier `reward_model` asks.
         adapters: folders of further adapters, by the name that verifiers use.
         chat: whether to render prompts with the chat template.
         system: system instruction.
@@ -134,6 +156,7 @@ class Recipe:
     max_tokens: int | None = None
     limit: int | None = None
     engine: EngineSpec = field(default_factory=EngineSpec)
+    verifier: VerifierSpec | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     chat: bool = True
     system: str | None = None
@@ -224,6 +247,8 @@ def parse(raw: Mapping[str, Any]) -> Recipe:
     values["output"] = Path(values["output"])
     values["sampling"] = _build(Sampling, values.get("sampling", {}), "sampling")
     values["engine"] = _build(EngineSpec, values.get("engine", {}), "engine")
+    if values.get("verifier") is not None:
+        values["verifier"] = _build(VerifierSpec, values["verifier"], "verifier")
     scoring = values.get("scoring", {})
     values["scoring"] = {task: _build(Scoring, said, f"scoring.{task}") for task, said in scoring.items()}
     recipe: Recipe = _build(Recipe, values, "the recipe")
@@ -238,6 +263,9 @@ def _build(cls: type[Any], values: Any, where: str) -> Any:
     for key in values:
         if key not in known:
             raise RecipeError(f"unknown key {key!r} in {where}; it knows {', '.join(known)}")
+    for f in fields(cls):
+        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise RecipeError(f"the key {f.name!r} is missing in {where}")
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: M
         engines: by role.
 
     Raises:
-        RecipeError: an engine cannot answer a verifier; the message names both.
+        RecipeError: an engine cannot answer a verifier, or a role has none; the message names both.
     """
     for label, strategy in strategies.items():
         verify = getattr(strategy, "keywords", {}).get("verify")
@@ -42,7 +42,8 @@ def _lacking(request: Any, engines: Mapping[str, Engine]) -> str:
         return ""
     engine = engines.get(request.role)
     if engine is None:
-        return f"asks the role {request.role!r}, but the recipe's engines are: {', '.join(sorted(engines))}"
+        add = "; add `verifier: {model: …}` for a reward model" if request.role == "verifier" else ""
+        return f"asks the role {request.role!r}, but the recipe's engines are: {', '.join(sorted(engines))}{add}"
     if isinstance(request, Score):
         return "" if engine.profile.scores else "has responses scored, which this engine cannot do"
     if not engine.profile.probes:

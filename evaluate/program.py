@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
+
 from extratime.models.request import Completion, Probe, Prompt, Sample, Sampling, Score
 
 T = TypeVar("T")

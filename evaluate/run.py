@@ -35,7 +35,7 @@ from extratime.evaluate.schedule import Cell, Result, Schedule
 from extratime.evaluate.streams import Streams
 from extratime.evaluate.tasks.load import Reading, load_tasks, reading
 from extratime.evaluate.verifiers.likelihood import mean_logprob
-from extratime.models.engines.open import Opened, open_engine, open_replay
+from extratime.models.engines.open import Opened, open_recipe, open_replay
 from extratime.models.manifest import write_text
 from extratime.models.request import Completion, digest
 
@@ -58,7 +58,7 @@ def run_recipe(recipe: Recipe, shard: tuple[int, int] = (0, 1), replay: bool = F
     folder.mkdir(parents=True, exist_ok=True)
     tasks = load_tasks(recipe)  # before the model: a mistake in the recipe shows at once
     readings = {key: reading(task, recipe.reading(key), recipe.strip_thinking) for key, task in tasks.items()}
-    opened = open_replay(folder) if replay else open_engine(recipe.model, recipe.adapters, recipe.engine)
+    opened = open_replay(folder) if replay else open_recipe(recipe)
     streams = Streams(folder / "streams", None if replay else name)
     ledger = Ledger()
     try:
@@ -66,7 +66,7 @@ def run_recipe(recipe: Recipe, shard: tuple[int, int] = (0, 1), replay: bool = F
         opened.save(folder)
         bench = _bench(recipe, tasks, readings, opened, shard)
         labels = [column.spec.label for column in bench.columns]
-        refuse_beyond_means(dict(zip(labels, bench.strategies, strict=True)), {"policy": opened.engine})
+        refuse_beyond_means(dict(zip(labels, bench.strategies, strict=True)), opened.roles)
         scored, report = evaluate(bench, _runner(opened, streams, ledger))
         _keep(folder, name, bench, scored)
         write_text(folder / "lm_eval" / f"{name}.json", json.dumps(report, default=str))
@@ -74,7 +74,8 @@ def run_recipe(recipe: Recipe, shard: tuple[int, int] = (0, 1), replay: bool = F
             _add_account(folder / f"run-{name}.json", _account(recipe, opened, ledger, began))
     finally:
         streams.close()
-        opened.engine.close()
+        for engine in opened.roles.values():
+            engine.close()
     return folder
 
 
@@ -94,7 +95,7 @@ def _documents(size: int, limit: int | None, shard: tuple[int, int]) -> list[int
 def _runner(opened: Opened, streams: Streams, ledger: Ledger) -> Callable[[Sequence[Cell]], list[Result]]:
     def run(cells: Sequence[Cell]) -> list[Result]:
         with tqdm(total=len(cells), desc="cells", unit="cell", mininterval=1.0) as bar:
-            schedule = Schedule({"policy": opened.engine}, streams, ledger, lambda result: bar.update() and None)
+            schedule = Schedule(opened.roles, streams, ledger, lambda result: bar.update() and None)
             return schedule.run(cells)
 
     return run
@@ -176,7 +177,7 @@ def _account(recipe: Recipe, opened: Opened, ledger: Ledger, began: float) -> di
     shape = engine.profile.shape
     return {
         "model": recipe.model,
-        "engine": {"policy": engine.fingerprint},
+        "engine": {role: engine.fingerprint for role, engine in opened.roles.items()},
         "shape": asdict(shape) if shape else None,
         "counts": {role: asdict(work) for role, work in ledger.computed.items()},
         "seconds": {**engine.seconds, "wall": time.time() - began},

@@ -1,8 +1,8 @@
 """One strategy on one problem, from Python.
 
-    from extratime.evaluate.solve import solve
-    answer = solve("What is 17 + 25?", strategy="self_consistency", budget=8)
-    print(answer.response.text, answer.why)
+from extratime.evaluate.solve import solve
+answer = solve("What is 17 + 25?", strategy="self_consistency", budget=8)
+print(answer.response.text, answer.why)
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def solve(
     task = Problem("problem", opened.engine.encode(text), answer, max_tokens=max_tokens)
     program = bind(StrategySpec(strategy, strategy, options or {}), opened.known)
     cell = Cell("problem", task, program, budget, Sampling(temperature))
-    result = Schedule({"policy": opened.engine}, Streams()).run([cell])[0]
+    result = Schedule(opened.roles, Streams()).run([cell])[0]
     if result.error:
         raise RuntimeError(f"{strategy} could not answer: {result.error}")
     return result.answer

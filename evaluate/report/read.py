@@ -263,7 +263,8 @@ def _machine(folder: Path, warnings: list[str]) -> Machine:
     if len({json.dumps(run.get("engine"), sort_keys=True) for run in runs}) > 1:
         warnings.append("the shards were drawn by different engines: their results should not be pooled")
     shapes = [run["shape"] for run in runs if run.get("shape")]
-    counts = sum((Work(**work) for run in runs for work in run.get("counts", {}).values()), Work())
+    # The seconds are those of the policy's engine, so are the counts that give its rates.
+    counts = sum((Work(**run["counts"]["policy"]) for run in runs if "policy" in run.get("counts", {})), Work())
     seconds = {k: sum(run.get("seconds", {}).get(k, 0.0) for run in runs) for k in ("prefill", "decode", "wall")}
     return Machine(
         tuple(dict.fromkeys(run["model"] for run in runs if run.get("model"))),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, sample
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.self_eval import self_eval

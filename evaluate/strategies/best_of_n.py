@@ -6,6 +6,7 @@ Budget law: reads at most `budget` full-length samples. Ties go to the earlier d
 from __future__ import annotations
 
 import numpy as np
+
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, sample
 from extratime.evaluate.verifiers.likelihood import likelihood
 

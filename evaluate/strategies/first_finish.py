@@ -9,6 +9,7 @@ Budget law: reads at most `budget` full-length samples, about budget × the k-th
 from __future__ import annotations
 
 import numpy as np
+
 from extratime.evaluate.program import Answer, Problem, Program, extend, growing, sample
 from extratime.evaluate.vote import ballots, elect
 from extratime.models.request import Completion

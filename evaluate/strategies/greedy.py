@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from extratime.evaluate.program import Answer, Problem, Program, sample
 from extratime.models.request import Sampling
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+
 from extratime.evaluate import smc
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, growing, sample
 from extratime.evaluate.verifiers.likelihood import likelihood

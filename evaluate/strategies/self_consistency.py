@@ -7,6 +7,7 @@ responses do not vote; ties go to the answer that appeared first.
 from __future__ import annotations
 
 import numpy as np
+
 from extratime.evaluate.program import Answer, Problem, Program, sample
 from extratime.evaluate.vote import elect
 

@@ -15,12 +15,16 @@ from lm_eval.api.filter import FilterEnsemble
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import env
 
 from extratime.evaluate.grade import answer_key, strip_thinking
 from extratime.evaluate.grid import Recipe, RecipeError, Scoring
 from extratime.models.manifest import write_text
 
 OURS = Path(__file__).parent
+
+# lm-eval compiles a task's template anew for each document and column, which would take most of a replay's time.
+env.from_string = functools.cache(env.from_string)
 
 
 def load_tasks(recipe: Recipe) -> dict[str, Task]:

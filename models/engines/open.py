@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,18 @@ class Opened:
         engine: the engine.
         tokenizer: of the model; None behind a server where nobody named it.
         known: defaults of verifiers' options by verifier, from the checkpoint's manifest.
+        verifier: the engine of the role "verifier", where there is one.
     """
 
     engine: Engine
     tokenizer: Any
     known: Mapping[str, Mapping[str, Any]]
+    verifier: Engine | None = None
+
+    @property
+    def roles(self) -> dict[str, Engine]:
+        """Engines by the role that requests name."""
+        return {"policy": self.engine} | ({"verifier": self.verifier} if self.verifier else {})
 
     @property
     def render(self) -> Render | None:
@@ -43,16 +50,27 @@ class Opened:
 
     def save(self, folder: Path) -> None:
         """Leave what a replay needs: tokenizer, name, profile and adapters."""
-        engine = self.engine
         if self.tokenizer is not None and not (folder / "tokenizer").is_dir():
             self.tokenizer.save_pretrained(folder / "tokenizer")
-        said = {
-            "fingerprint": engine.fingerprint,
-            "profile": asdict(engine.profile),
-            "adapters": dict(engine.adapters),
-            "known": self.known,
-        }
-        manifest.write_json(folder / "engine.json", said)
+        said = {role: _words(engine) for role, engine in self.roles.items()}
+        manifest.write_json(folder / "engine.json", {"known": self.known, "roles": said})
+
+
+def _words(engine: Engine) -> dict[str, Any]:
+    return {"fingerprint": engine.fingerprint, "profile": asdict(engine.profile), "adapters": dict(engine.adapters)}
+
+
+def open_recipe(recipe: Any) -> Opened:
+    """What a recipe names: its policy, and its verifier where it has one."""
+    opened = open_engine(recipe.model, recipe.adapters, recipe.engine)
+    if recipe.verifier is None:
+        return opened
+    from extratime.models.engines.reward import RewardEngine
+    from extratime.models.reward import load_reward
+
+    spec = recipe.verifier
+    reward = load_reward(spec.model, spec.dtype, spec.device or _device(), spec.separator)
+    return replace(opened, verifier=RewardEngine(reward))
 
 
 def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
@@ -143,7 +161,7 @@ def _device() -> str:
 
 
 def open_replay(folder: Path) -> Opened:
-    """The engine of a finished run, without its model.
+    """The engines of a finished run, without their models.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -152,18 +170,23 @@ def open_replay(folder: Path) -> Opened:
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no run to replay: engine.json is missing")
     said = json.loads(file.read_text(encoding="utf-8"))
-    shape = said["profile"].pop("shape")
-    profile = Profile(**said["profile"], shape=Shape(**shape) if shape else None)
+    roles = said["roles"]
     tokenizer: Any = None
-    encode: Callable[[str], Prompt] = _unread if profile.token_ids else Prompt
+    encode: Callable[[str], Prompt] = _unread if roles["policy"]["profile"]["token_ids"] else Prompt
     if (folder / "tokenizer").is_dir():
         from extratime.models.engines.text import encoder
         from extratime.models.load import load_tokenizer
 
         tokenizer = load_tokenizer(folder / "tokenizer")
         encode = encoder(tokenizer)
-    engine = ReplayEngine(said["fingerprint"], profile, said["adapters"], encode)
-    return Opened(engine, tokenizer, said["known"])
+    engines = {role: _replayed(words, encode) for role, words in roles.items()}
+    return Opened(engines["policy"], tokenizer, said["known"], engines.get("verifier"))
+
+
+def _replayed(said: dict[str, Any], encode: Callable[[str], Prompt]) -> ReplayEngine:
+    shape = said["profile"].pop("shape")
+    profile = Profile(**said["profile"], shape=Shape(**shape) if shape else None)
+    return ReplayEngine(said["fingerprint"], profile, said["adapters"], encode)
 
 
 def _unread(text: str) -> Prompt:

@@ -331,7 +331,7 @@ def pruning(grid):
 def policy(args):
     """Whether the adapter leaves the policy's draws as they are: both are drawn by one fingerprint."""
     prints = {
-        json.loads((args.folder / split / "engine.json").read_text())["fingerprint"]
+        json.loads((args.folder / split / "engine.json").read_text())["roles"]["policy"]["fingerprint"]
         for split in ("rollouts", "validation", "test")
     }
     yield row(

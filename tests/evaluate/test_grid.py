@@ -68,7 +68,7 @@ def test_a_missing_key_is_named():
 
 def test_an_unknown_verifier_is_named_when_the_strategy_is_bound():
     (column,) = columns(parse(PLAIN | {"strategies": [{"best_of_n": {"verify": "oracel"}}], "budgets": [1]}))
-    with pytest.raises(RecipeError, match="no verifier 'oracel'.*oracle"):
+    with pytest.raises(RecipeError, match=r"no verifier 'oracel'.*oracle"):
         bind(column.spec, {})
 
 
@@ -77,7 +77,7 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path):
         (tmp_path / "r.yaml").write_text(text)
         with pytest.raises(RecipeError, match=r"r\.yaml"):
             read_recipe(tmp_path / "r.yaml")
-    with pytest.raises(RecipeError, match="nowhere.yaml: cannot be read"):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: cannot be read"):
         read_recipe(tmp_path / "nowhere.yaml")
 
 
@@ -99,7 +99,9 @@ def test_a_manifest_s_words_are_defaults_that_a_recipe_may_change():
     assert (asked.adapter, asked.question, asked.targets) == ("other", "Q?", ("a", "b"))
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml")), ids=lambda f: f.name
+)
 def test_recipes_that_come_with_the_package_can_be_read(file):
     kind = file.parent.name
     if kind in ("evaluate", "rollouts"):

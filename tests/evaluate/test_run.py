@@ -205,3 +205,9 @@ def test_a_dry_run_tells_the_grid_without_a_model(recipe):
     assert "sums_easy: 5 documents, at most 12 tokens a response" in said
     assert "7 columns, 35 cells" in said
     assert f"at most {5 * 12 * (1 + 3 * 5):,} read by all cells; at most {5 * 12 * 4:,} drawn" in said
+
+
+def test_a_shard_without_documents_is_done_at_once(recipe):
+    folder = run_recipe(recipe(), shard=(6, 7))
+    assert (folder / "results" / "6-of-7.jsonl").read_text() == ""
+    assert (folder / "run-6-of-7.json").is_file() and records(folder) == []

@@ -3,9 +3,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from extratime.evaluate import stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from extratime.evaluate import stats
 
 
 def subsets(m, k):

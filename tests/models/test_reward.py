@@ -1,0 +1,111 @@
+"""Reward models: whole texts and steps, from a folder to a recipe's verifier."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification
+
+from extratime.evaluate.grid import parse
+from extratime.evaluate.run import run_recipe
+from extratime.models.engines.reward import RewardEngine
+from extratime.models.request import Failure, Prompt, Score
+from extratime.models.reward import load_reward
+
+
+def save(folder, kind=LlamaForSequenceClassification, labels=1):
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        pad_token_id=261,
+        num_labels=labels,
+    )
+    kind(config).eval().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def ask(engine, *texts):
+    for i, (prompt, said) in enumerate(texts):
+        engine.submit(i, Score(Prompt(prompt), said))
+    told = {}
+    while len(told) < len(texts):
+        told |= dict(engine.poll())
+    return [told[i] for i in range(len(texts))]
+
+
+def ids(text):
+    return tiny.tokenizer()(text, add_special_tokens=False).input_ids
+
+
+def test_a_text_s_reward_is_the_classifier_s_whatever_its_batch(tmp_path):
+    reward = load_reward(save(tmp_path))
+    texts = [("q?", "a" * n) for n in (1, 7, 20, 3)]
+    told = ask(RewardEngine(reward), *texts)
+    for (prompt, said), reply in zip(texts, told, strict=True):
+        with torch.inference_mode():
+            alone = reward.model(input_ids=torch.tensor([ids(prompt + said)])).logits.item()
+        assert reply.values == pytest.approx((alone,), abs=1e-5)
+        assert reply.work.prefill == len(ids(prompt + said))
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_steps_are_weighed_at_their_separators(tmp_path, labels):
+    reward = load_reward(save(tmp_path, LlamaForTokenClassification, labels), separator="\n")
+    (reply,) = ask(RewardEngine(reward), ("q?", "one\ntwo"))
+    with torch.inference_mode():
+        logits = reward.model(input_ids=torch.tensor([ids("q?one\ntwo\n")])).logits[0]
+    each = logits[:, 0] if labels == 1 else logits.softmax(-1)[:, 1]
+    ends = [i for i, token in enumerate(ids("q?one\ntwo\n")) if token == ids("\n")[0]]
+    assert reply.values == pytest.approx([each[i].item() for i in ends], abs=1e-5)
+
+
+def test_a_text_beyond_the_context_fails_alone_and_tells_both_lengths(tmp_path):
+    short, long = ask(RewardEngine(load_reward(save(tmp_path))), ("q?", "a"), ("q?", "x" * 100))
+    assert len(short.values) == 1
+    assert isinstance(long, Failure) and "102 tokens" in long.error and "64" in long.error
+
+
+def test_what_is_no_reward_model_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="LlamaForCausalLM, no reward model"):
+        load_reward(tiny.save(tmp_path / "policy"))
+    with pytest.raises(ValueError, match=r"weighs steps: set verifier\.separator"):
+        load_reward(save(tmp_path / "steps", LlamaForTokenClassification))
+    with pytest.raises(ValueError, match=r"leave verifier\.separator out"):
+        load_reward(save(tmp_path / "whole"), separator="\n")
+    with pytest.raises(ValueError, match="has 3 outputs"):
+        load_reward(save(tmp_path / "three", labels=3))
+
+
+def test_a_recipe_s_verifier_ranks_the_policy_s_draws_and_replays(tmp_path):
+    said = {
+        "model": str(tiny.save(tmp_path / "policy")),
+        "verifier": {"model": str(save(tmp_path / "reward")), "device": "cpu"},
+        "tasks": ["sums_easy"],
+        "strategies": [{"best_of_n": {"verify": "reward_model"}}],
+        "budgets": [4],
+        "max_tokens": 8,
+        "limit": 3,
+        "chat": False,
+        "engine": {"dtype": "float32", "device": "cpu"},
+        "output": str(tmp_path / "run"),
+    }
+    folder = run_recipe(parse(said))
+    results = (folder / "results" / "0-of-1.jsonl").read_text()
+    engine = RewardEngine(load_reward(tmp_path / "reward"))
+    texts = {r["id"]: r["text"] for r in map(json.loads, (folder / "responses" / "0-of-1.jsonl").open())}
+    for line in map(json.loads, results.splitlines()):
+        replies = ask(engine, *((line["question"], texts[name]) for name, _ in line["pool"]))
+        assert [w for _, w in line["pool"]] == pytest.approx([r.values[0] for r in replies], abs=1e-4)
+    account = json.loads((folder / "run-0-of-1.json").read_text())
+    assert set(account["engine"]) == set(account["counts"]) == {"policy", "verifier"}
+    run_recipe(parse(said | {"model": "/nowhere", "verifier": {"model": "/nowhere"}}), replay=True)
+    assert (folder / "results" / "0-of-1.jsonl").read_text() == results
