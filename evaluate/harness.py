@@ -87,7 +87,11 @@ def evaluate(bench: Bench, run: Run) -> tuple[list[Scored], dict[str, Any]]:
     Returns:
         Every cell with its score, and lm-eval's results.
     """
-    for task in bench.tasks.values():
+    # lm-eval takes an empty list of documents for all of them: such tasks must not reach it.
+    tasks = [task for name, task in bench.tasks.items() if bench.documents[name]]
+    if not tasks:
+        return [], {"results": {}, "samples": {}}
+    for task in tasks:
         task.set_config("repeats", len(bench.columns))
         task._filters = [
             _pick(column, k, pipeline) for k, column in enumerate(bench.columns) for pipeline in task._filters
@@ -96,7 +100,7 @@ def evaluate(bench: Bench, run: Run) -> tuple[list[Scored], dict[str, Any]]:
     recipe = bench.recipe
     report = simple_evaluate(
         lm,
-        tasks=list(bench.tasks.values()),
+        tasks=tasks,
         samples=dict(bench.documents),
         system_instruction=recipe.system,
         apply_chat_template=recipe.chat and bench.render is not None,
