@@ -62,15 +62,16 @@ def _words(engine: Engine) -> dict[str, Any]:
 
 def open_recipe(recipe: Any) -> Opened:
     """What a recipe names: its policy, and its verifier where it has one."""
-    opened = open_engine(recipe.model, recipe.adapters, recipe.engine)
-    if recipe.verifier is None:
-        return opened
+    # The policy's engine shares out what memory is left, so it comes last.
+    verifier = _verifier(recipe.verifier) if recipe.verifier else None
+    return replace(open_engine(recipe.model, recipe.adapters, recipe.engine), verifier=verifier)
+
+
+def _verifier(spec: Any) -> Engine:
     from extratime.models.engines.reward import RewardEngine
     from extratime.models.reward import load_reward
 
-    spec = recipe.verifier
-    reward = load_reward(spec.model, spec.dtype, spec.device or _device(), spec.separator)
-    return replace(opened, verifier=RewardEngine(reward))
+    return RewardEngine(load_reward(spec.model, spec.dtype, spec.device or _device(), spec.separator))
 
 
 def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:

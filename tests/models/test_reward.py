@@ -7,10 +7,10 @@ import tiny
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification
 
-from extratime.evaluate.grid import parse
+from extratime.evaluate.grid import RecipeError, parse
 from extratime.evaluate.run import run_recipe
 from extratime.models.engines.reward import RewardEngine
-from extratime.models.request import Failure, Prompt, Score
+from extratime.models.request import Completion, Failure, Probe, Prompt, Score
 from extratime.models.reward import load_reward
 
 
@@ -72,6 +72,64 @@ def test_a_text_beyond_the_context_fails_alone_and_tells_both_lengths(tmp_path):
     short, long = ask(RewardEngine(load_reward(save(tmp_path))), ("q?", "a"), ("q?", "x" * 100))
     assert len(short.values) == 1
     assert isinstance(long, Failure) and "102 tokens" in long.error and "64" in long.error
+
+
+def test_texts_that_do_not_fit_together_are_read_in_smaller_batches(tmp_path):
+    reward = load_reward(save(tmp_path))
+    texts = [("q?", "ab" * n) for n in range(1, 9)] + [("q?", "x" * 50)]
+    wanted = ask(RewardEngine(reward), *texts)
+    sizes = []
+
+    def starve(_, args, asked):
+        sizes.append(asked["input_ids"].shape)
+        if sizes[-1].numel() > 51:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    reward.model.register_forward_pre_hook(starve, with_kwargs=True)
+    engine = RewardEngine(reward)
+    *told, long = ask(engine, *texts)
+    assert "out of memory with a single row of 52 tokens" in long.error
+    for reply, other in zip(told, wanted, strict=False):
+        assert reply.values == pytest.approx(other.values, abs=1e-5)
+    assert sizes[0][0] == 9 and max(rows for rows, width in sizes if rows * width <= 51) > 1
+    assert engine.counts.prefill == sum(reply.work.prefill for reply in told)
+
+
+def test_without_a_padding_token_a_classifier_reads_one_text_at_a_time(tmp_path):
+    reward = load_reward(save(tmp_path))
+    wanted = ask(RewardEngine(reward), ("q?", "a"), ("q?", "abcde"))
+    reward.model.config.pad_token_id = None
+    told = ask(RewardEngine(reward), ("q?", "a"), ("q?", "abcde"))
+    assert [r.values[0] for r in told] == pytest.approx([r.values[0] for r in wanted], abs=1e-5)
+
+
+def test_a_blank_step_gets_no_reward_and_text_without_a_step_none(tmp_path):
+    reward = load_reward(save(tmp_path, LlamaForTokenClassification, 2), separator="\n")
+    one, none, blank = ask(RewardEngine(reward), ("q?", "a\n\nb\n"), ("q?", ""), ("q?", "\n\n"))
+    assert (len(one.values), none.values, blank.values) == (2, (), ())
+    assert one.work.prefill == len(ids("q?a")) + 3 + len(ids("b"))
+
+
+def test_a_cancelled_request_gets_no_reply_and_others_do(tmp_path):
+    engine = RewardEngine(load_reward(save(tmp_path)))
+    for i in range(3):
+        engine.submit(i, Score(Prompt("q?"), "a" * (i + 1)))
+    engine.submit(3, Score(Prompt("q?"), "x" * 100))
+    assert engine.cancel(1) is None and isinstance(engine.cancel(3), Failure)
+    assert {ticket for ticket, _ in engine.poll()} == {0, 2} and not engine.poll()
+    with pytest.raises(ValueError, match="only scores; it cannot answer a Probe"):
+        engine.submit(4, Probe(Completion(Prompt("q?"), "a", 1), "?", ("a",)))
+
+
+def test_a_recipe_without_a_verifier_says_how_to_name_one(tmp_path):
+    said = {"tasks": ["sums_easy"], "strategies": [{"best_of_n": {"verify": "reward_model"}}], "chat": False}
+    said |= {"model": str(tiny.save(tmp_path / "policy")), "output": str(tmp_path / "run")}
+    with pytest.raises(RecipeError, match=r"asks the role 'verifier'.*add `verifier: \{model: …\}`"):
+        run_recipe(parse(said))
+    with pytest.raises(RecipeError, match="'model' is missing in verifier"):
+        parse(said | {"verifier": {"dtype": "float32"}})
+    with pytest.raises(RecipeError, match="verifier: the separator must not be empty"):
+        parse(said | {"verifier": {"model": "m", "separator": ""}})
 
 
 def test_what_is_no_reward_model_is_refused_by_name(tmp_path):
