@@ -1,8 +1,8 @@
 """One strategy on one problem, from Python.
 
-from extratime.evaluate.solve import solve
-answer = solve("What is 17 + 25?", strategy="self_consistency", budget=8)
-print(answer.response.text, answer.why)
+    from extratime.evaluate.solve import solve
+    answer = solve("What is 17 + 25?", strategy="self_consistency", budget=8)
+    print(answer.response.text, answer.why)
 """
 
 from __future__ import annotations
