@@ -4,11 +4,14 @@ import json
 
 import pytest
 import tiny
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from extratime.evaluate.cli import main
 from extratime.evaluate.grid import parse
 from extratime.evaluate.importing import import_generations
 from extratime.evaluate.run import run_recipe
+from extratime.evaluate.streams import Streams
 
 STRATEGIES = ["self_consistency", {"best_of_n": {"verify": "likelihood"}}]
 
@@ -120,6 +123,27 @@ def test_an_end_token_among_the_ids_is_the_end(ran, recipe, tmp_path, logprobs):
     (response,) = lines(folder, "responses")[:1]
     assert (response["tokens"], response["n_tokens"], response["finish"]) == (ids, 3, "eos")
     assert (response["logprobs"], decoded(folder)) == (logprobs, 0)
+
+
+def test_a_special_token_before_the_end_stays_where_log_probabilities_tell_the_end(ran, recipe, tmp_path):
+    said = {"text": "=", "tokens": [*tiny.tokenizer()("=").input_ids, 262], "logprobs": [-1.0, -2.0, -3.0]}
+    import_generations(recipe(), write(tmp_path / "g.jsonl", [said | {"prompt": p} for p in prompts(ran)]))
+    folder = run_recipe(recipe(strategies=["self_consistency"], budgets=[1]), replay=True)
+    assert lines(folder, "responses")[0]["tokens"] == said["tokens"]
+
+
+def test_text_goes_on_after_its_prompt_where_a_tokenizer_marks_the_first_word(recipe, tmp_path):
+    core = Tokenizer(models.WordLevel({chr(i): i for i in range(33, 127)} | {"▁": 32}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Split("", "isolated")]
+    )
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    folder = tiny.save(tmp_path / "marking")
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="~").save_pretrained(folder)
+    file = write(tmp_path / "g.jsonl", [{"prompt": "Who?", "text": "me"}, {"prompt": "Who?", "text": " I am"}])
+    assert import_generations(recipe(model=str(folder)), file).kept == 2
+    kept = Streams(recipe().output / "streams").paths.values()
+    assert ["".join(map(chr, known.tokens)) for known in kept] == ["me", " I am"]
 
 
 def test_places_drawn_before_keep_their_draws_and_strangers_are_counted(ran, recipe, tmp_path):

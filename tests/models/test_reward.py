@@ -37,8 +37,8 @@ def ask(engine, *texts):
     for i, (prompt, said) in enumerate(texts):
         engine.submit(i, Score(Prompt(prompt), said))
     told = {}
-    while len(told) < len(texts):
-        told |= dict(engine.poll())
+    while answered := engine.poll():
+        told |= dict(answered)
     return [told[i] for i in range(len(texts))]
 
 
@@ -108,6 +108,13 @@ def test_a_blank_step_gets_no_reward_and_text_without_a_step_none(tmp_path):
     one, none, blank = ask(RewardEngine(reward), ("q?", "a\n\nb\n"), ("q?", ""), ("q?", "\n\n"))
     assert (len(one.values), none.values, blank.values) == (2, (), ())
     assert one.work.prefill == len(ids("q?a")) + 3 + len(ids("b"))
+
+
+def test_a_separator_keeps_its_own_tokens_and_is_part_of_the_name(tmp_path):
+    folder = save(tmp_path, LlamaForTokenClassification, 2)
+    reward, other = (load_reward(folder, separator=separator) for separator in ("c", "b"))
+    assert len(ids("abc")) == 1 and reward.read("", "ab") == (tuple(ids("ab") + ids("c")), (1,))
+    assert reward.fingerprint != other.fingerprint
 
 
 def test_a_cancelled_request_gets_no_reply_and_others_do(tmp_path):
