@@ -126,7 +126,7 @@ def test_an_end_token_among_the_ids_is_the_end(ran, recipe, tmp_path, logprobs):
 
 
 def test_a_special_token_before_the_end_stays_where_log_probabilities_tell_the_end(ran, recipe, tmp_path):
-    said = {"text": "=", "tokens": [*tiny.tokenizer()("=").input_ids, 262], "logprobs": [-1.0, -2.0, -3.0]}
+    said = {"text": "=", "tokens": [*tiny.tokenizer()("=").input_ids, 261], "logprobs": [-1.0, -2.0, -3.0]}
     import_generations(recipe(), write(tmp_path / "g.jsonl", [said | {"prompt": p} for p in prompts(ran)]))
     folder = run_recipe(recipe(strategies=["self_consistency"], budgets=[1]), replay=True)
     assert lines(folder, "responses")[0]["tokens"] == said["tokens"]
