@@ -28,7 +28,7 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from extratime.evaluate.cost import Ledger
-from extratime.evaluate.grid import Recipe, bind, columns
+from extratime.evaluate.grid import Recipe, RecipeError, bind, columns
 from extratime.evaluate.harness import Bench, Scored, evaluate
 from extratime.evaluate.means import refuse_beyond_means
 from extratime.evaluate.schedule import Cell, Result, Schedule
@@ -62,6 +62,8 @@ def run_recipe(recipe: Recipe, shard: tuple[int, int] = (0, 1), replay: bool = F
     streams = Streams(folder / "streams", None if replay else name)
     ledger = Ledger()
     try:
+        if recipe.chat and opened.render is None:
+            raise RecipeError(f"chat is on, but {recipe.model} has no chat template: set chat: false")
         write_text(folder / "recipe.yaml", yaml.safe_dump(_plain(recipe), sort_keys=False))
         opened.save(folder)
         bench = _bench(recipe, tasks, readings, opened, shard)

@@ -14,7 +14,7 @@ import tiny
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from extratime.evaluate.grid import parse
+from extratime.evaluate.grid import RecipeError, parse
 from extratime.evaluate.plan import describe
 from extratime.evaluate.run import run_recipe
 from extratime.evaluate.tasks.load import OURS, load_tasks
@@ -211,3 +211,9 @@ def test_a_shard_without_documents_is_done_at_once(recipe):
     folder = run_recipe(recipe(), shard=(6, 7))
     assert (folder / "results" / "6-of-7.jsonl").read_text() == ""
     assert (folder / "run-6-of-7.json").is_file() and records(folder) == []
+
+
+def test_chat_without_a_template_is_refused(recipe, tmp_path):
+    model = tiny.save(tmp_path / "plain", chat=False)
+    with pytest.raises(RecipeError, match="no chat template: set chat: false"):
+        run_recipe(recipe(model=str(model), chat=True))
