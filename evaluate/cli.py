@@ -71,7 +71,7 @@ def _train_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "processes use `accelerate launch --config_file recipes/accelerate/zero2.yaml -m extratime.train.RECIPE …`.",
         add_help=False,
     )
-    train.add_argument("recipe", help="sft, self_eval, rollouts, …: a file in train/")
+    train.add_argument("recipe", help="sft, self_eval, rollouts, …: a file in train/ with a `main`")
 
 
 def _evaluate_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -124,13 +124,11 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> None:
-    known = sorted(p.stem for p in (Path(__file__).parents[1] / "train").glob("*.py"))
-    try:
-        module = importlib.import_module(f"extratime.train.{args.recipe}")
-    except ModuleNotFoundError as error:
-        if error.name != f"extratime.train.{args.recipe}":
-            raise
-        raise ValueError(f"no training recipe {args.recipe!r}; there are {', '.join(known)}") from None
+    files = (Path(__file__).parents[1] / "train").glob("*.py")
+    known = sorted(file.stem for file in files if "\ndef main(" in file.read_text(encoding="utf-8"))
+    if args.recipe not in known:
+        raise ValueError(f"no training recipe {args.recipe!r}; there are {', '.join(known)}")
+    module = importlib.import_module(f"extratime.train.{args.recipe}")
     sys.argv = [f"extratime train {args.recipe}", *rest]
     module.main()
 

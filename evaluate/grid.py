@@ -339,6 +339,7 @@ def bind(spec: StrategySpec, known: Mapping[str, Mapping[str, Any]]) -> Callable
         known: defaults of verifiers' options by verifier, such as the question in a checkpoint's manifest.
     """
     function = find("strategies", spec.name)
+    _check_options(function, spec.name, spec.options, skip=3)
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.options.items()}
     default = inspect.signature(function).parameters.get("verify")
     if "verify" in options:
