@@ -28,6 +28,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from table import row, show
+
 PROBLEMS, SAMPLES, SECONDS = 20, 16, 0.045
 STUB = Path(__file__).parents[2] / "tests" / "stub_server.py"
 IN_FLIGHT, REPEATS = (32, 128, 320), 5
@@ -153,10 +155,6 @@ def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]], key: str
     return statistics.median(a[key] / b[key] for a, b in zip(ours, theirs, strict=True))
 
 
-def row(name: str, value: float | None, bar: str = "", holds: bool | None = None, note: str = "") -> dict[str, Any]:
-    return {"name": name, "value": value, "bar": bar, "holds": holds, "note": note}
-
-
 def rows(rounds: int, its_hub: str) -> Iterator[dict[str, Any]]:
     cases = [(client, in_flight) for in_flight in IN_FLIGHT for client in ("ours", "raw")]
     cases += [("its_hub", 32)] if its_hub else []
@@ -197,14 +195,6 @@ def thousand() -> dict[str, Any]:
     return row("N = 1,000 against localhost: seconds", seen.get("wall"), "finishes", done, "128 in flight")
 
 
-def table(results: list[dict[str, Any]]) -> None:
-    print(f"{'':48} {'value':>10}  {'bar':9} holds")
-    for each in results:
-        value = "–" if each["value"] is None else f"{each['value']:.3f}"
-        holds = {True: "yes", False: "NO", None: ""}[each["holds"]]
-        print(f"{each['name']:48} {value:>10}  {each['bar']:9} {holds:5} {each['note']}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows there")
@@ -216,10 +206,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(*json.loads(arguments.one))))
         return
-    results = list(rows(arguments.rounds, arguments.its_hub))
-    table(results)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    show(list(rows(arguments.rounds, arguments.its_hub)), arguments.json)
 
 
 if __name__ == "__main__":
