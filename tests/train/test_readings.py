@@ -194,3 +194,15 @@ def test_an_empty_response_is_read_as_it_is(tmp_path):
     found = Collator(QUESTION, 0)(made)
     assert fmean(reading["cut"] for reading in made[0]["readings"]) == 0
     assert found["input_ids"][0].tolist() == [1, *QUESTION * len(made[0]["readings"])]
+
+
+def test_the_control_deals_out_labels_and_log_probabilities_anew():
+    draws = [
+        Draw(str(i // 4), (1,), (2, 3, 4)[: 1 + i % 3], float(i % 2), (-0.5 - i,) * (1 + i % 3)) for i in range(12)
+    ]
+    plain, shuffled = (rows(draws, 2, Law(cuts=2, shuffle=shuffle), 0) for shuffle in (False, True))
+    dealt = [sorted(p for row in made for chances in row["chances"] for p in chances) for made in (plain, shuffled)]
+    assert dealt[0] == dealt[1]
+    assert [row["chances"] for row in plain] != [row["chances"] for row in shuffled]
+    for row in shuffled:
+        assert [len(chances) for chances in row["chances"]] == [len(response) for response in row["responses"]]

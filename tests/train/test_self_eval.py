@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,7 +148,17 @@ def test_each_chance_stands_at_its_token_and_the_slots_stay_where_they_were(tmp_
     losses = [trainer.compute_loss(trainer.model, batch_of(given)).item() for given in (plain, batch)]
     told = trainer._metrics["train"]
     assert told["slot_loss"][0] == pytest.approx(told["slot_loss"][1], rel=1e-5)
-    assert losses[1] - losses[0] == pytest.approx(told["surprise_loss"][0], rel=1e-4)
+    more = told["surprise_loss"][0] + told["weakest_loss"][0]
+    assert losses[1] - losses[0] == pytest.approx(more, rel=1e-4)
+    for row, weakest in zip(trainer.train_dataset, batch["weakest"], strict=True):
+        seen = [row["chances"][r["response"]][: r["cut"]] for r in row["readings"]]
+        assert weakest[-len(seen) :].exp().tolist() == pytest.approx([min(chances, default=1.0) for chances in seen])
+
+
+def test_a_gap_leaves_pairs_out_whose_labels_are_close():
+    margin, label, group = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.0, -0.4, -3.0]), torch.zeros(3)
+    expected = (F.softplus(torch.tensor(-1.0)) + F.softplus(torch.tensor(1.0))) / 2
+    assert self_eval.contrast_loss(margin, label, group, gap=0.5).item() == pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize("adapter", ["alora", "lora", "full"])
