@@ -3,6 +3,8 @@
     from extratime.evaluate.solve import solve
     answer = solve("What is 17 + 25?", strategy="self_consistency", budget=8)
     print(answer.response.text, answer.why)
+
+Nothing is kept on disk: for more than a few problems, write a recipe.
 """
 
 from __future__ import annotations
