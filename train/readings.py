@@ -166,18 +166,14 @@ def _row(group: Sequence[tuple[Draw, float]], question_length: int, law: Law, rn
         read = max(t for t, _, _ in found)
         responses.append(list(draw.response[:read]))
         chances.append([math.exp(x) for x in draw.logprobs[:read]])
-        readings += [
-            {
-                "response": i,
-                "cut": t,
-                "weight": w,
-                "part": p,
-                "label": label,
-                "weakest": min(draw.logprobs[:t], default=0.0),
-            }
-            for t, w, p in found
-        ]
+        told = {"response": i, "label": label}
+        readings += [told | {"cut": t, "weight": w, "part": p, "weakest": _weakest(draw, t)} for t, w, p in found]
     return {"prompt": list(prompt), "responses": responses, "chances": chances, "readings": readings}
+
+
+def _weakest(draw: Draw, cut: int) -> float:
+    """The lowest log-probability of a whole response's tokens; NaN for a cut one, since longer cuts see weaker ones."""
+    return min(draw.logprobs, default=0.0) if cut == len(draw.response) else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +200,7 @@ class Collator:
             columns of the slots; label, weight, group [B, n]; offsets [B]: tokens from the end that are questions.
             With `surprise`, logits_to_keep [m] is all columns from the first response on, slots [n] where the slots
             are among them, chance [B, m] each response token's probability, NaN elsewhere, and weakest [B, n] the
-            lowest log-probability of a token that the reading has seen.
+            lowest log-probability of a token, NaN where the response is cut.
         """
         sequences = [(g, row) for g, row in enumerate(batch)]
         if not self.shared:

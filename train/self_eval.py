@@ -15,8 +15,8 @@ Deliberate deviations:
   d = z_No − z_Yes: calibration alone is satisfied by the difficulty of prompts.
 - `surprise` adds two auxiliaries from the policy's own log-probabilities, since outcomes alone are too few bits to
   learn to compare what is written with what was to be expected: at every token y_t of a response the cross-entropy of
-  σ(d) against the probability that y_t had, and the contrast between readings of one prompt whose weakest tokens
-  differ by more than half a nat. It needs an adapter that reads the response (`lora`, `full`).
+  σ(d) against the probability that y_t had, and the contrast between whole responses of one prompt whose weakest
+  tokens differ by more than half a nat. It needs an adapter that reads the response (`lora`, `full`).
 - `layout: shared` reads up to `responses` responses of a prompt and all their cuts in one sequence, each seeing only
   what it would see alone: the prompt goes through the model once. `layout: separate` gives the same loss, slower.
 - No KL term: under the default adapter there is nothing to hold.

@@ -151,8 +151,11 @@ def test_each_chance_stands_at_its_token_and_the_slots_stay_where_they_were(tmp_
     more = told["surprise_loss"][0] + told["weakest_loss"][0]
     assert losses[1] - losses[0] == pytest.approx(more, rel=1e-4)
     for row, weakest in zip(trainer.train_dataset, batch["weakest"], strict=True):
-        seen = [row["chances"][r["response"]][: r["cut"]] for r in row["readings"]]
-        assert weakest[-len(seen) :].exp().tolist() == pytest.approx([min(chances, default=1.0) for chances in seen])
+        whole = [r["cut"] == len(row["responses"][r["response"]]) for r in row["readings"]]
+        least = [min(row["chances"][r["response"]], default=1.0) for r in row["readings"]]
+        expected = [p if full else math.nan for p, full in zip(least, whole, strict=True)]
+        assert any(whole) and not all(whole)
+        assert weakest[-len(whole) :].exp().tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_gap_leaves_pairs_out_whose_labels_are_close():
