@@ -172,7 +172,7 @@ def _row(group: Sequence[tuple[Draw, float]], question_length: int, law: Law, rn
 
 
 def _weakest(draw: Draw, cut: int) -> float:
-    """The lowest log-probability of a whole response's tokens; NaN for a cut one, since longer cuts see weaker ones."""
+    """The lowest log-probability of a whole response's tokens; NaN for a cut one: longer cuts see weaker ones."""
     return min(draw.logprobs, default=0.0) if cut == len(draw.response) else math.nan
 
 
