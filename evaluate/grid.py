@@ -331,12 +331,16 @@ def _check_options(function: Callable[..., Any], name: str, options: Mapping[str
             raise RecipeError(f"{name} has no option {key!r}; it has {', '.join(known) or 'none'}")
 
 
-def bind(spec: StrategySpec, known: Mapping[str, Mapping[str, Any]]) -> Callable[..., Any]:
+Known = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By verifier, options that checkpoints tell together: an adapter and the question it was taught."""
+
+
+def bind(spec: StrategySpec, known: Known) -> Callable[..., Any]:
     """The strategy with its options.
 
     Args:
         spec: what the recipe says.
-        known: defaults of verifiers' options by verifier, such as the question in a checkpoint's manifest.
+        known: a verifier's defaults are its entry for the adapter that the recipe names, or else its first.
     """
     function = find("strategies", spec.name)
     _check_options(function, spec.name, spec.options, skip=3)
@@ -349,8 +353,9 @@ def bind(spec: StrategySpec, known: Mapping[str, Mapping[str, Any]]) -> Callable
     return functools.partial(function, **options)
 
 
-def _verifier(said: Any, known: Mapping[str, Mapping[str, Any]]) -> Callable[..., Any]:
+def _verifier(said: Any, known: Known) -> Callable[..., Any]:
     name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()))
     function = find("verifiers", name)
     _check_options(function, name, options, skip=2)
-    return functools.partial(function, **{**known.get(name, {}), **options})
+    told = sorted(known.get(name, ()), key=lambda entry: entry["adapter"] != options.get("adapter"))
+    return functools.partial(function, **{**(told[0] if told else {}), **options})

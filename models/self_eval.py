@@ -9,16 +9,24 @@ The question is rendered by the tokenizer's own chat template, so that it works 
 adds to a conversation after the words of the response. A partial response is closed the same way. For a policy that
 was trained on plain text it is appended as it is.
 
-Deviation: the wording is a field of the checkpoint's manifest, not a constant, since the paper's is not published.
+Deviations:
+- The wording is a field of the checkpoint's manifest, not a constant, since the paper's is not published.
+- Where the wording holds `{weakest}`, the question tells how unlikely the response's weakest token was, a digit from 0
+  to 9 that the engine knows from drawing it: so g weighs what the policy felt while it wrote, which its hidden states
+  after the response no longer show, beside what it can read there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
+WEAKEST = "{weakest}"
 _RESPONSE = "response-before-the-question"
+_LEVELS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +34,7 @@ class SelfEval:
     """What is asked after a response and which tokens answer it.
 
     Attributes:
-        question: the user's turn after the response.
+        question: the user's turn after the response; `{weakest}` in it becomes the level of the weakest token.
         good: the answer that keeps the response; one token.
         bad: the answer that starts over; one token.
         chat: whether the chat template makes the question a turn; False appends it as it is.
@@ -36,6 +44,11 @@ class SelfEval:
     good: str = "No"
     bad: str = "Yes"
     chat: bool = True
+
+    @property
+    def tells(self) -> bool:
+        """Whether the question depends on the log-probabilities of the response."""
+        return WEAKEST in self.question
 
     def __post_init__(self) -> None:
         if not (self.question and self.good and self.bad):
@@ -74,9 +87,37 @@ def question_suffix(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> str:
     return suffix
 
 
-def question_ids(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> tuple[int, ...]:
-    """Token ids of `question_suffix`: they are appended to a response's ids, and they activate the adapter."""
-    return tuple(tokenizer.encode(question_suffix(tokenizer, ask), add_special_tokens=False))
+def level(logprobs: Sequence[float]) -> int:
+    """How unlikely the weakest token was, in half nats: from 0 (p > 0.61, or no token) to 9 (p ≤ 0.011).
+
+    Args:
+        logprobs: log-probability of each token of a response under the untempered policy, the end token included.
+    """
+    return min(_LEVELS - 1, int(-2 * min(logprobs, default=0.0)))
+
+
+def tell(question: str, logprobs: Sequence[float]) -> str:
+    """The question about a response with these log-probabilities; see `level`."""
+    return question.replace(WEAKEST, str(level(logprobs)))
+
+
+def question_ids(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> tuple[tuple[int, ...], ...]:
+    """Token ids that are appended to those of a response: one question, or one for each level that it can tell."""
+    suffix = question_suffix(tokenizer, ask)
+    texts = [suffix.replace(WEAKEST, str(n)) for n in range(_LEVELS)] if ask.tells else [suffix]
+    return tuple(tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+
+
+def invocation_ids(questions: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The tokens that all questions begin with: they activate the adapter.
+
+    Raises:
+        ValueError: there is none.
+    """
+    shared = tuple(column[0] for column in takewhile(lambda c: len(set(c)) == 1, zip(*questions, strict=False)))
+    if not shared:
+        raise ValueError(f"the question begins with {WEAKEST}, so nothing marks its beginning: put words before it")
+    return shared
 
 
 def target_ids(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> tuple[int, int]:
@@ -85,18 +126,18 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> tuple[int, 
     Raises:
         ValueError: an answer is not one token of this tokenizer, or would merge with the question.
     """
-    before = question_ids(tokenizer, ask)
-    return _answer_id(tokenizer, ask, before, ask.good), _answer_id(tokenizer, ask, before, ask.bad)
+    return _answer_id(tokenizer, ask, ask.good), _answer_id(tokenizer, ask, ask.bad)
 
 
-def _answer_id(tokenizer: PreTrainedTokenizerBase, ask: SelfEval, before: tuple[int, ...], answer: str) -> int:
+def _answer_id(tokenizer: PreTrainedTokenizerBase, ask: SelfEval, answer: str) -> int:
     ids = tokenizer.encode(answer, add_special_tokens=False)
     if len(ids) != 1:
         pieces = [tokenizer.decode([i]) for i in ids]
         raise ValueError(f"target {answer!r} is {len(ids)} tokens of {tokenizer.name_or_path} {pieces}, not one")
-    text = question_suffix(tokenizer, ask) + answer
-    if tuple(tokenizer.encode(text, add_special_tokens=False)) != (*before, ids[0]):
-        raise ValueError(f"target {answer!r} merges with the end of the question in {tokenizer.name_or_path}")
+    for before in question_ids(tokenizer, ask):
+        text = tokenizer.decode(before) + answer
+        if tuple(tokenizer.encode(text, add_special_tokens=False)) != (*before, ids[0]):
+            raise ValueError(f"target {answer!r} merges with the end of the question in {tokenizer.name_or_path}")
     return int(ids[0])
 
 

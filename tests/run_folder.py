@@ -93,7 +93,7 @@ def draw(folder, problems=12, tasks=("sums_easy", "sums_hard"), budgets=(1, 2, 4
     law = {question: told(steps(number, right)) for number, question, right in asked.values()}
     engine = ToyEngine(lambda prompt, text: law[prompt](prompt, text), slots=16, yes=_belief)
     grid, ledger = columns(recipe), Ledger()
-    bound = [bind(column.spec, {"self_eval": {"adapter": "self_eval"}}) for column in grid]
+    bound = [bind(column.spec, {"self_eval": [{"adapter": "self_eval"}]}) for column in grid]
     cells, places = [], []
     for name, (_, question, right) in asked.items():
         correct = lambda text, right=right: ended(text) == str(right)  # noqa: E731

@@ -1,13 +1,14 @@
-"""From draws to batches of readings: a response, whole or cut, with the question after it.
+r"""From draws to batches of readings: a response, whole or cut, with the question after it.
 
-A row holds some responses of one prompt. Shared layout, one sequence a row:
+A row holds some responses of one prompt. Shared layout, one sequence a row: the tree of all its paths,
 
-    prompt · response 1 … response m · question · question …
+    prompt ─┬─ 1 2 + 7 = 1 9 ─┬─ question
+            │                 └─ \n 1 9 - 4 = 1 5 ── question
+            └─ 1 2 + 7 = 2 0 ─── question
 
-Each response sees the prompt and itself; each copy of the question sees the prompt, its response up to its cut, and
-itself, at the positions it would have alone. So a row costs the prompt once, and the questions stand last, where one
-activated adapter is on. Separate layout: one sequence a reading. Sequences are padded on the left, so the answer slots
-are in the same columns of every row.
+where each token stands once, at the position it has in its own path, and sees that path only. So a row costs what its
+responses share once, and readings of one place are one question; the questions stand last, where one activated adapter
+is on. Separate layout: one sequence a reading. Sequences are padded on the left.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from extratime.models.self_eval import level
 from extratime.train.rewards import win_or_tie
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One response of the policy, in token ids, and the log-probability that each had, where known."""
+    """One response of the policy, in token ids, and the log-probability that each had (one more if it ended)."""
 
     problem: str
     prompt: tuple[int, ...]
@@ -46,7 +49,7 @@ class Law:
         keep: probability that a reading is of the whole response.
         responses: most responses in a row.
         tolerance: largest gap of rewards that is a tie.
-        shuffle: give the labels to the responses, and the log-probabilities to the tokens, at random.
+        shuffle: give the labels to the responses at random.
         max_length: longest prompt + response + question; readings further in are moved to the front of it.
     """
 
@@ -85,8 +88,7 @@ def _draw(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Draw:
         raise ValueError(f"reward is {reward}")
     prompt = row.get("prompt_ids") or tokenizer.encode(row["prompt"], add_special_tokens=False)
     response = row.get("tokens") or tokenizer.encode(row["response"], add_special_tokens=False)
-    logprobs = tuple(row.get("logprobs") or ())[: len(response)]
-    return Draw(str(row["problem"]), tuple(prompt), tuple(response), reward, logprobs)
+    return Draw(str(row["problem"]), tuple(prompt), tuple(response), reward, tuple(row.get("logprobs") or ()))
 
 
 def places(length: int, law: Law, rng: random.Random) -> list[tuple[int, float, int]]:
@@ -126,54 +128,56 @@ def labelled(draws: Sequence[Draw], law: Law, rng: random.Random) -> list[list[t
     return [[(draw, next(told)) for draw in group] for group in problems.values()]
 
 
-def _scrambled(draws: Sequence[Draw], rng: random.Random) -> list[Draw]:
-    """The draws with all their tokens' log-probabilities dealt out anew."""
-    dealt = [x for draw in draws for x in draw.logprobs]
-    rng.shuffle(dealt)
-    told = iter(dealt)
-    return [replace(draw, logprobs=tuple(next(told) for _ in draw.logprobs)) for draw in draws]
-
-
-def rows(draws: Sequence[Draw], question_length: int, law: Law, seed: int) -> list[dict[str, Any]]:
+def rows(draws: Sequence[Draw], questions: Sequence[Sequence[int]], law: Law, seed: int) -> list[dict[str, Any]]:
     """Rows for `Collator`, the same for the same seed.
 
     Args:
         draws: of all problems.
-        question_length: tokens of the question.
+        questions: token ids, one question or one for each level that it can tell.
         law: how responses are labelled and read.
         seed: of cuts, rows and shuffled labels.
     """
     rng = random.Random(seed)
     made = []
-    for group in labelled(_scrambled(draws, rng) if law.shuffle else draws, law, rng):
+    for group in labelled(draws, law, rng):
         rng.shuffle(group)
         count = math.ceil(len(group) / law.responses)
-        made += [_row(group[i::count], question_length, law, rng) for i in range(count)]
+        made += [_row(group[i::count], questions, law, rng) for i in range(count)]
     return made
 
 
-def _row(group: Sequence[tuple[Draw, float]], question_length: int, law: Law, rng: random.Random) -> dict[str, Any]:
-    prompt = group[0][0].prompt
-    room = (law.max_length or math.inf) - len(prompt) - question_length
+def _row(
+    group: Sequence[tuple[Draw, float]], questions: Sequence[Sequence[int]], law: Law, rng: random.Random
+) -> dict[str, Any]:
+    prompt, longest = group[0][0].prompt, max(map(len, questions))
+    room = (law.max_length or math.inf) - len(prompt) - longest
     if room < 1:
         raise ValueError(
-            f"problem {group[0][0].problem!r}: prompt ({len(prompt)} tokens) and question ({question_length}) leave "
+            f"problem {group[0][0].problem!r}: prompt ({len(prompt)} tokens) and question ({longest}) leave "
             f"no room for a response within max_length {law.max_length}"
         )
-    responses, chances, readings = [], [], []
+    responses, readings = [], []
     for i, (draw, label) in enumerate(group):
         found = [(int(min(t, room)), weight, part) for t, weight, part in places(len(draw.response), law, rng)]
-        read = max(t for t, _, _ in found)
-        responses.append(list(draw.response[:read]))
-        chances.append([math.exp(x) for x in draw.logprobs[:read]])
-        told = {"response": i, "label": label}
-        readings += [told | {"cut": t, "weight": w, "part": p, "weakest": _weakest(draw, t)} for t, w, p in found]
-    return {"prompt": list(prompt), "responses": responses, "chances": chances, "readings": readings}
+        responses.append(list(draw.response[: max(t for t, _, _ in found)]))
+        readings += [
+            {
+                "response": i,
+                "cut": t,
+                "question": _asked(draw, t, questions),
+                "label": label,
+                "weight": w,
+                "part": part,
+            }
+            for t, w, part in found
+        ]
+    return {"prompt": list(prompt), "responses": responses, "readings": readings}
 
 
-def _weakest(draw: Draw, cut: int) -> float:
-    """The lowest log-probability of a whole response's tokens; NaN for a cut one: longer cuts see weaker ones."""
-    return min(draw.logprobs, default=0.0) if cut == len(draw.response) else math.nan
+def _asked(draw: Draw, cut: int, questions: Sequence[Sequence[int]]) -> int:
+    """Which question a reading gets: the first, or that of the level of what is read."""
+    read = draw.logprobs if cut == len(draw.response) else draw.logprobs[:cut]
+    return level(read) if len(questions) > 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,99 +185,109 @@ class Collator:
     """Makes batches for `SelfEvalTrainer`.
 
     Attributes:
-        question: token ids.
+        questions: token ids, one question or one for each level that it can tell.
         pad: token id.
         shared: one sequence a row, or one a reading.
-        surprise: keep the logits of all response tokens too, with the chance that each had.
     """
 
-    question: tuple[int, ...]
+    questions: tuple[tuple[int, ...], ...]
     pad: int
     shared: bool = True
-    surprise: bool = False
 
     def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Tensors of a batch.
 
         Returns:
-            input_ids, position_ids [B, T]; attention_mask [B, T], or [B, 1, T, T] where shared; logits_to_keep [n]:
-            columns of the slots; label, weight, group [B, n]; offsets [B]: tokens from the end that are questions.
-            With `surprise`, logits_to_keep [m] is all columns from the first response on, slots [n] where the slots
-            are among them, chance [B, m] each response token's probability, NaN elsewhere, and weakest [B, n] the
-            lowest log-probability of a token, NaN where the response is cut.
+            input_ids, position_ids [B, T]; attention_mask [B, T], or [B, 1, T, T] where shared; logits_to_keep [C]:
+            columns whose logits are needed; slots [B, n]: which of them answers each reading; label, weight, group
+            [B, n] of the readings; offsets [B]: tokens from the end that are questions.
         """
-        sequences = [(g, row) for g, row in enumerate(batch)]
+        rows = [(g, row) for g, row in enumerate(batch)]
         if not self.shared:
-            sequences = [(g, _alone(row, reading)) for g, row in sequences for reading in row["readings"]]
-        trees = [self._tree(row) for _, row in sequences]
-        width = max(tree.shape[1] for tree in trees)
-        padded = torch.stack([_pad_left(tree, width) for tree in trees])
-        ids, depth = padded[:, 0], padded[:, 1]
-        ids = torch.where(padded[:, 3] == _PAD, self.pad, ids)
-        slots = max(len(row["readings"]) for _, row in sequences)
-        columns = width - 1 - len(self.question) * torch.arange(slots - 1, -1, -1)
-        told = [_told(g, row["readings"], slots) for g, row in sequences]
-        made = {
-            "input_ids": ids,
-            "position_ids": depth,
-            "attention_mask": _sees(padded)[:, None] if self.shared else (padded[:, 3] != _PAD).long(),
+            rows = [(g, _alone(row, reading)) for g, row in rows for reading in row["readings"]]
+        trees = [grow(row, self.questions) for _, row in rows]
+        width, n = max(len(tree.tokens) for tree in trees), max(len(tree.slots) for tree in trees)
+        padded = [(tree, width - len(tree.tokens)) for tree in trees]
+        sees = torch.stack([_padded(tree.sees(), pad) for tree, pad in padded])
+        slots = torch.tensor(
+            [[width - 1] * (n - len(tree.slots)) + [pad + slot for slot in tree.slots] for tree, pad in padded]
+        )
+        columns = slots.unique()
+        told = [_told(g, row["readings"], n) for g, row in rows]
+        return {
+            "input_ids": torch.tensor([[self.pad] * pad + tree.tokens for tree, pad in padded]),
+            "position_ids": sees.sum(-1) - 1,
+            "attention_mask": sees[:, None] if self.shared else _real([pad for _, pad in padded], width),
             "logits_to_keep": columns,
+            "slots": torch.searchsorted(columns, slots),
             "label": torch.tensor([[r[0] for r in row] for row in told]),
             "weight": torch.tensor([[r[1] for r in row] for row in told]),
             "group": torch.tensor([[r[2] for r in row] for row in told]),
-            "offsets": torch.tensor([len(row["readings"]) * len(self.question) for _, row in sequences]),
+            "offsets": torch.tensor([tree.asked for tree in trees]),
         }
-        if self.surprise:
-            known = [_chances(row, tree.shape[1], width) for tree, (_, row) in zip(trees, sequences, strict=True)]
-            chance = torch.tensor(known)
-            first = int((~chance.isnan()).any(0).int().argmax())
-            weakest = torch.tensor([[r[3] for r in row] for row in told])
-            made |= {"slots": columns - first, "chance": chance[:, first:], "weakest": weakest}
-            made["logits_to_keep"] = torch.arange(first, width)
-        return made
-
-    def _tree(self, row: dict[str, Any]) -> torch.Tensor:
-        """[5, T]: token, position, response it belongs to, question copy it belongs to, positions it sees."""
-        start = len(row["prompt"])
-        parts = [_span(row["prompt"], 0, _PROMPT, _NO_COPY, _ALL)]
-        for i, response in enumerate(row["responses"]):
-            parts.append(_span(response, start, i, _NO_COPY, _ALL))
-        for copy, reading in enumerate(row["readings"]):
-            end = start + reading["cut"]
-            parts.append(_span(self.question, end, reading["response"], copy, end))
-        return torch.cat(parts, 1)
 
 
-def _chances(row: dict[str, Any], length: int, width: int) -> list[float]:
-    """For each column of a padded row, the probability of the response token there; NaN where there is none."""
-    known = [chance for chances in row["chances"] for chance in chances]
-    start = width - length + len(row["prompt"])
-    return [math.nan] * start + known + [math.nan] * (width - start - len(known))
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A row as a tree of tokens: what responses share is there once, and the questions stand last.
+
+    Attributes:
+        tokens: each after its parent.
+        parents: places of the parents; -1 for the first token.
+        slots: the place of each reading's last question token.
+        asked: how many tokens are of questions.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    slots: list[int]
+    asked: int
+
+    def sees(self) -> torch.Tensor:
+        """[T, T] whether a token (row) sees another (column): itself and what it follows."""
+        seen = np.eye(len(self.parents), dtype=bool)
+        for place, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[place] |= seen[parent]
+        return torch.from_numpy(seen)
 
 
-_PROMPT, _NO_COPY, _PAD, _ALL = -1, -1, -2, 2**40
+def grow(row: dict[str, Any], questions: Sequence[Sequence[int]]) -> Tree:
+    """The tree of a row."""
+    tree = Tree([], [], [], 0)
+    places: dict[tuple[int, int, bool], int] = {}
+
+    def follow(place: int, path: Sequence[int], asked: bool = False) -> list[int]:
+        """The places of a path's tokens, from the one before it on."""
+        passed = [place]
+        for token in path:
+            key = (passed[-1], token, asked)
+            if key not in places:
+                places[key] = len(tree.tokens)
+                tree.tokens.append(token)
+                tree.parents.append(passed[-1])
+            passed.append(places[key])
+        return passed
+
+    trunk = follow(-1, row["prompt"])
+    branches = [follow(trunk[-1], response) for response in row["responses"]]
+    text = len(tree.tokens)
+    for reading in row["readings"]:
+        end = branches[reading["response"]][reading["cut"]]
+        tree.slots.append(follow(end, questions[reading["question"]], asked=True)[-1])
+    return replace(tree, asked=len(tree.tokens) - text)
 
 
-def _span(tokens: Sequence[int], start: int, response: int, copy: int, reach: int) -> torch.Tensor:
-    count = len(tokens)
-    told = [list(tokens), list(range(start, start + count)), [response] * count, [copy] * count, [reach] * count]
-    return torch.tensor(told, dtype=torch.long).reshape(5, count)
+def _padded(sees: torch.Tensor, pad: int) -> torch.Tensor:
+    """`sees` of a sequence padded on the left; padding sees itself."""
+    wide = torch.eye(pad + len(sees), dtype=torch.bool)
+    wide[pad:, pad:] = sees
+    return wide
 
 
-def _pad_left(tree: torch.Tensor, width: int) -> torch.Tensor:
-    missing = width - tree.shape[1]
-    pads = torch.tensor([0, 0, _PAD, _PAD, 0])[:, None].expand(5, missing)
-    return torch.cat([pads, tree], 1)
-
-
-def _sees(padded: torch.Tensor) -> torch.Tensor:
-    """[B, T, T] whether a token (row) sees another (column)."""
-    _, depth, response, copy, reach = padded.unbind(1)
-    order = torch.ones(depth.shape[1], depth.shape[1], dtype=torch.bool).tril()
-    own = (response[:, None, :] == response[:, :, None]) & (depth[:, None, :] < reach[:, :, None])
-    text = (copy[:, None, :] == _NO_COPY) & ((response[:, None, :] == _PROMPT) | own)
-    asked = (copy[:, None, :] == copy[:, :, None]) & (copy != _NO_COPY)[:, :, None]
-    return order & (text & (copy != _PAD)[:, :, None] | asked)
+def _real(pads: Sequence[int], width: int) -> torch.Tensor:
+    """[B, T] 1 at tokens, 0 at padding."""
+    return (torch.arange(width) >= torch.tensor(pads)[:, None]).long()
 
 
 def _alone(row: dict[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
@@ -281,10 +295,10 @@ def _alone(row: dict[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": row["prompt"], "responses": [response], "readings": [reading | {"response": 0}]}
 
 
-def _told(group: int, readings: Sequence[dict[str, Any]], slots: int) -> list[tuple[float, float, int, float]]:
-    """(label, weight, group, weakest) of each slot; places without a reading come first and weigh nothing."""
-    found = [(r["label"], r["weight"], group * _PARTS + r["part"], r["weakest"]) for r in readings]
-    return [(0.0, 0.0, -1, 0.0)] * (slots - len(found)) + found
+def _told(group: int, readings: Sequence[dict[str, Any]], n: int) -> list[tuple[float, float, int]]:
+    """(label, weight, group) of each reading; places without one come first and weigh nothing."""
+    found = [(r["label"], r["weight"], group * _PARTS + r["part"]) for r in readings]
+    return [(0.0, 0.0, -1)] * (n - len(found)) + found
 
 
 _PARTS = 10_000

@@ -28,7 +28,8 @@ def draws(folder: Path) -> Iterator[dict[str, Any]]:
     """Every draw in the pools of a run folder, in the order of its results; each path of a problem once.
 
     Yields:
-        problem, prompt, prompt_ids, response, tokens, logprobs, reward; without ids where the engine tells none.
+        problem, prompt, prompt_ids, response, tokens, logprobs (of the end token too), reward; without ids where the
+        engine tells none.
     """
     said = {line["id"]: line for line in _lines(folder, "responses")}
     encode = encoder(load_tokenizer(folder / "tokenizer")) if (folder / "tokenizer").is_dir() else None
@@ -45,7 +46,7 @@ def draws(folder: Path) -> Iterator[dict[str, Any]]:
                 "prompt": result["question"],
                 "response": response["text"],
                 "reward": response["score"],
-                "logprobs": response["logprobs"][: len(response["tokens"])],
+                "logprobs": response["logprobs"],
                 **({"prompt_ids": encode(result["question"]).ids, "tokens": response["tokens"]} if encode else {}),
             }
 

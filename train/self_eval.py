@@ -13,12 +13,11 @@ Deliberate deviations:
   equal parts of the response, weighted to the same law: same expectations, less variance.
 - `contrast` adds, for pairs of one prompt and part with ŵ_i > ŵ_j, the mean of log(1 + exp(d_j − d_i)),
   d = z_No − z_Yes: calibration alone is satisfied by the difficulty of prompts.
-- `surprise` adds two auxiliaries from the policy's own log-probabilities, since outcomes alone are too few bits to
-  learn to compare what is written with what was to be expected: at every token y_t of a response the cross-entropy of
-  σ(d) against the probability that y_t had, and the contrast between whole responses of one prompt whose weakest
-  tokens differ by more than half a nat. It needs an adapter that reads the response (`lora`, `full`).
-- `layout: shared` reads up to `responses` responses of a prompt and all their cuts in one sequence, each seeing only
-  what it would see alone: the prompt goes through the model once. `layout: separate` gives the same loss, slower.
+- The question can tell how unlikely the response's weakest token was (`{weakest}` in `question`): outcomes alone are
+  too few bits to teach a small model to notice its own slips, and what it felt while it wrote is known for nothing.
+- `layout: shared` reads up to `responses` responses of a prompt and all their cuts in one sequence, a tree in which
+  each sees only what it would see alone: what they share goes through the model once. `layout: separate` gives the
+  same loss, slower.
 - No KL term: under the default adapter there is nothing to hold.
 
 `data` is a JSONL of draws, one `{"problem": id, "prompt": text, "response": text, "reward": number}` a line, and where
@@ -40,7 +39,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTTrainer
 
-from extratime.models.self_eval import SelfEval, question_ids, target_ids
+from extratime.models.self_eval import SelfEval, invocation_ids, question_ids, target_ids
 from extratime.train import run
 from extratime.train.readings import Collator, Law, read_draws, rows
 
@@ -51,7 +50,7 @@ class Config(run.SFTRunConfig):
 
     Attributes:
         data: JSONL of draws.
-        question: what is asked after a response.
+        question: what is asked after a response; `{weakest}` in it becomes the level of the weakest token.
         good: the answer that keeps a response; one token.
         bad: the answer that starts over; one token.
         chat: whether the chat template makes the question a turn.
@@ -63,10 +62,9 @@ class Config(run.SFTRunConfig):
         cuts: readings of each response.
         keep: ρ, the share of readings of whole responses.
         contrast: weight of the within-prompt contrast.
-        surprise: weight of the token-wise auxiliary.
         responses: most responses of one prompt in one row; the batch size counts rows.
         layout: "shared" or "separate" sequences.
-        shuffle_labels: the control: labels go to responses, and log-probabilities to tokens, at random.
+        shuffle_labels: the control: labels go to responses at random.
     """
 
     data: str = ""
@@ -82,7 +80,6 @@ class Config(run.SFTRunConfig):
     cuts: int = 1
     keep: float = 0.5
     contrast: float = 0.0
-    surprise: float = 0.0
     responses: int = 8
     layout: str = field(default="shared", metadata={"choices": ["shared", "separate"]})
     shuffle_labels: bool = False
@@ -94,8 +91,6 @@ class Config(run.SFTRunConfig):
         super().__post_init__()
         if self.adapter == "alora" and self.activation_checkpointing:
             raise ValueError("adapter: alora cannot be trained with activation_checkpointing: true; set it to false")
-        if self.surprise and (self.adapter == "alora" or self.layout != "shared"):
-            raise ValueError("surprise is learned from the response itself: set adapter: lora and layout: shared")
         if self.contrast and self.responses < 2:
             raise ValueError("contrast compares responses of one row: set responses to 2 or more")
 
@@ -121,30 +116,17 @@ def slot_loss(
     return (weight * each).sum() / weight.sum()
 
 
-def contrast_loss(margin: torch.Tensor, label: torch.Tensor, group: torch.Tensor, gap: float = 0.0) -> torch.Tensor:
-    """Mean of log(1 + exp(d_j − d_i)) over pairs of one group with label_i > label_j + gap; 0 without such a pair.
+def contrast_loss(margin: torch.Tensor, label: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Mean of log(1 + exp(d_j − d_i)) over pairs of one group with label_i > label_j; 0 where there is no such pair.
 
     Args:
         margin: [N] d = z_No − z_Yes.
         label: [N].
         group: [N] readings are compared where these are equal and ≥ 0.
-        gap: by how much the labels of a pair must differ.
     """
-    better = (label[:, None] > label[None, :] + gap) & (group[:, None] == group[None, :]) & (group >= 0)[:, None]
+    better = (label[:, None] > label[None, :]) & (group[:, None] == group[None, :]) & (group >= 0)[:, None]
     each = F.softplus(margin[None, :] - margin[:, None])
     return (each * better).sum() / better.sum().clamp(min=1)
-
-
-def surprise_loss(margin: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of σ(margin) against the probability that each response token had; 0 without such a token.
-
-    Args:
-        margin: [...] d = z_No − z_Yes at the token.
-        chance: [...] in [0, 1]; NaN where there is no response token.
-    """
-    known = ~chance.isnan()
-    total = F.binary_cross_entropy_with_logits(margin[known], chance[known], reduction="sum")
-    return total / known.sum().clamp(min=1)
 
 
 class SelfEvalTrainer(SFTTrainer):
@@ -157,23 +139,17 @@ class SelfEvalTrainer(SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Loss of a batch of `Collator`; only the slots' hidden states meet the vocabulary."""
-        label, weight, group = (inputs.pop(key) for key in ("label", "weight", "group"))
-        chance, slots = inputs.pop("chance", None), inputs.pop("slots", slice(None))
-        weakest, offsets = inputs.pop("weakest", None), inputs.pop("offsets").tolist()
+        label, weight, group, slots = (inputs.pop(key) for key in ("label", "weight", "group", "slots"))
+        offsets = inputs.pop("offsets").tolist()
         if self.args.adapter == "alora":
             inputs["alora_offsets"] = offsets
         outputs = model(**inputs, use_cache=False)
-        good, bad = (outputs.logits[..., i].float() for i in self.targets)
-        margin, group = good - bad, group.flatten()
-        asked = margin[:, slots].flatten()
-        loss = self._told("slot_loss", slot_loss(outputs.logits[:, slots], self.targets, label, weight))
+        logits = outputs.logits.take_along_dim(slots[..., None], 1)
+        loss = self._told("slot_loss", slot_loss(logits, self.targets, label, weight))
         if self.args.contrast:
-            pairs = contrast_loss(asked, label.flatten(), group)
+            good, bad = (logits[..., i].float() for i in self.targets)
+            pairs = contrast_loss((good - bad).flatten(), label.flatten(), group.flatten())
             loss = loss + self.args.contrast * self._told("contrast_loss", pairs)
-        if chance is not None:
-            tokens = self._told("surprise_loss", surprise_loss(margin, chance))
-            ranks = self._told("weakest_loss", contrast_loss(asked, weakest.flatten(), group, gap=0.5))
-            loss = loss + self.args.surprise * (tokens + ranks)
         return (loss, outputs) if return_outputs else loss
 
     def _told(self, name: str, loss: torch.Tensor) -> torch.Tensor:
@@ -203,13 +179,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if todo is None:
         return
     model, tokenizer = run.load_policy(args)
-    question = question_ids(tokenizer, ask)
+    questions = question_ids(tokenizer, ask)
     SelfEvalTrainer.targets = target_ids(tokenizer, ask)
     if args.layout == "shared" and model.config._attn_implementation != "sdpa":
         raise ValueError(f"layout: shared needs sdpa attention, not {model.config._attn_implementation}: use separate")
     drawn = read_draws(args.data, tokenizer)
-    if args.surprise and any(len(draw.logprobs) < len(draw.response) for draw in drawn):
-        raise ValueError(f"{args.data}: surprise needs every token's log-probability; draw with an engine that tells")
+    if ask.tells and any(len(draw.logprobs) < len(draw.response) for draw in drawn):
+        raise ValueError(
+            f"{args.data}: the question tells the weakest token, but a draw lacks log-probabilities of its tokens; "
+            "draw with an engine that tells them, or leave {weakest} out of the question"
+        )
     todo = replace(todo, manifest=replace(todo.manifest, kind=args.adapter, self_eval=ask))
     run.fit(
         SelfEvalTrainer,
@@ -217,9 +196,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         todo,
         model=model,
         processing_class=tokenizer,
-        peft_config=adapter_config(args, question),
-        train_dataset=Dataset.from_list(rows(drawn, len(question), args.law, args.seed)),
-        data_collator=Collator(question, tokenizer.pad_token_id or 0, args.layout == "shared", args.surprise > 0),
+        peft_config=adapter_config(args, invocation_ids(questions)),
+        train_dataset=Dataset.from_list(rows(drawn, questions, args.law, args.seed)),
+        data_collator=Collator(questions, tokenizer.pad_token_id or 0, args.layout == "shared"),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from extratime.evaluate.program import Problem, Program, probe
 from extratime.models.request import Completion, Probe
-from extratime.models.self_eval import SelfEval
+from extratime.models.self_eval import WEAKEST, SelfEval, tell
 
 
 def self_eval(
@@ -28,13 +28,26 @@ def self_eval(
         problem: not used.
         responses: whole or partial.
         adapter: the adapter that reads the question; None asks the plain model.
-        question: as the model reads it, chat mark-up included; a checkpoint's manifest names its own.
+        question: as the model reads it, chat mark-up included; a checkpoint's manifest names its own. `{weakest}` in
+            it becomes the level of a response's weakest token.
         targets: (good, bad), one token each.
         role: whose engine answers.
+
+    Raises:
+        ValueError: the question tells log-probabilities, and those of a response are not known.
     """
     alive = [r for r in responses if r.finish != "failed"]
-    replies = iter((yield from probe(Probe(r, question, targets, adapter, role) for r in alive)))
+    replies = iter((yield from probe(Probe(r, _ask(question, r), targets, adapter, role) for r in alive)))
     return [_share(*next(replies)) if r.finish != "failed" else -math.inf for r in responses]
+
+
+def _ask(question: str, response: Completion) -> str:
+    if WEAKEST in question and response.n_tokens and not response.logprobs:
+        raise ValueError(
+            f"the self-evaluation question tells {WEAKEST}, but the engine tells no log-probabilities of its draws: "
+            "use an engine that does, or a checkpoint whose question tells nothing"
+        )
+    return tell(question, response.logprobs)
 
 
 def _share(good: float, bad: float) -> float:

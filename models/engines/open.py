@@ -22,13 +22,13 @@ class Opened:
     Attributes:
         engine: the engine.
         tokenizer: of the model; None behind a server where nobody named it.
-        known: defaults of verifiers' options by verifier, from the checkpoint's manifest.
+        known: by verifier, options that the checkpoints' manifests tell together, such as an adapter and its question.
         verifier: the engine of the role "verifier", where there is one.
     """
 
     engine: Engine
     tokenizer: Any
-    known: Mapping[str, Mapping[str, Any]]
+    known: Mapping[str, Sequence[Mapping[str, Any]]]
     verifier: Engine | None = None
 
     @property
@@ -93,35 +93,31 @@ def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
 
     loaded = load(base, dtype=spec.dtype, adapters=named, device=spec.device or _device())
     engine = HFEngine(loaded, **({"slots": spec.slots} if spec.slots else {}))
-    return Opened(engine, loaded.tokenizer, {"self_eval": _asked(loaded.tokenizer, known)} if known else {})
+    return Opened(engine, loaded.tokenizer, {"self_eval": _asked(loaded.tokenizer, known)})
 
 
-def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], tuple[str | None, Any] | None]:
-    """Base model, adapters, and (adapter, question) of the first checkpoint that was taught to evaluate itself."""
-    base = model
-    asked: tuple[str | None, Any] | None = None
+def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], list[tuple[str | None, Any]]]:
+    """Base model, adapters, and (adapter, question) of each checkpoint that was taught to evaluate itself."""
+    base, asked = model, []
     if (Path(model) / manifest.NAME).is_file():
         said = manifest.read(Path(model))
         if said.kind != "full":
             base, named = said.base, {said.recipe: model, **named}
-        elif said.self_eval:
-            asked = (None, said.self_eval)
+        else:
+            asked.append((None, said.self_eval))
     for name, folder in named.items():
-        if asked is None and (Path(folder) / manifest.NAME).is_file():
-            said = manifest.read(Path(folder))
-            asked = (name, said.self_eval) if said.self_eval else None
-    return base, named, asked
+        if (Path(folder) / manifest.NAME).is_file():
+            asked.append((name, manifest.read(Path(folder)).self_eval))
+    return base, named, [(name, ask) for name, ask in asked if ask]
 
 
-def _asked(tokenizer: Any, known: tuple[str | None, Any]) -> dict[str, Any]:
+def _asked(tokenizer: Any, known: Sequence[tuple[str | None, Any]]) -> list[dict[str, Any]]:
     from extratime.models.self_eval import question_suffix
 
-    adapter, ask = known
-    return {
-        "adapter": adapter,
-        "question": question_suffix(tokenizer, ask),
-        "targets": (ask.good, ask.bad),
-    }
+    return [
+        {"adapter": adapter, "question": question_suffix(tokenizer, ask), "targets": (ask.good, ask.bad)}
+        for adapter, ask in known
+    ]
 
 
 def _connect(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
@@ -134,8 +130,8 @@ def _connect(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
         return Opened(OpenAIEngine(endpoint), None, {})
     tokenizer = _tokenizer(spec.tokenizer)
     _, named, known = _resolve(spec.tokenizer, {})
-    asked = {"self_eval": _asked(tokenizer, known)} if known and not named else {}
-    return Opened(OpenAIEngine(endpoint, tokenizer), tokenizer, asked)
+    asked = _asked(tokenizer, known if not named else ())
+    return Opened(OpenAIEngine(endpoint, tokenizer), tokenizer, {"self_eval": asked})
 
 
 def _tokenizer(where: str) -> Any:

@@ -1,9 +1,10 @@
 """The self-evaluation token's acceptance experiment on the embedded model and held-out sums.
 
-    python scripts/bench/self_eval.py [--folder runs/bench/self_eval] [--json FILE] [--set KEY=VALUE …]
+    python scripts/bench/self_eval.py [--folder runs/bench/self_eval] [--json FILE]
 
-Warm-up, rollouts of training problems, the adapter and its control with shuffled labels, thresholds set on validation
-problems, then the grid on test problems. Every step goes on where it was. Rows are printed as JSON lines.
+Warm-up, rollouts of training problems, the adapter, its control with shuffled labels, one whose question tells nothing,
+thresholds set on validation problems, then the grid on test problems. Every step goes on where it was. Rows are printed
+as JSON lines.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ from extratime.models.engines.open import open_engine
 
 TASKS = ["sums_easy", "sums_medium", "sums_hard"]
 DRAWS, FRACTIONS, LENGTH = 16, (0.25, 0.5, 1.0), 32
+ADAPTERS = {
+    "self_eval": [],
+    "shuffled": ["--shuffle_labels", "true"],
+    "plain": ["--question", "\nStart over?"],
+}
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -45,8 +51,8 @@ def train(args):
     call("extratime.train.sft", *warm_up)
     sets = {"model": f / "sft", "output": f / "rollouts", "limit": args.train}
     call("extratime.train.rollouts", RECIPES / "rollouts/sums.yaml", *overrides(sets))
-    for name, shuffle in (("self_eval", "false"), ("shuffled", "true")):
-        said = ["--config", RECIPES / "self_eval/sums.yaml", "--output_dir", f / name, "--shuffle_labels", shuffle]
+    for name, difference in ADAPTERS.items():
+        said = ["--config", RECIPES / "self_eval/sums.yaml", "--output_dir", f / name, *difference]
         said += ["--model", f / "sft", "--data", f / "rollouts/draws.jsonl"]
         call("extratime.train.self_eval", *said, *(["--max_steps", args.adapter_steps] if args.adapter_steps else []))
 
@@ -64,13 +70,13 @@ def evaluate(args, split, limit, strategies):
     folder = args.folder / split
     recipe = {
         "model": str(args.folder / "sft"),
-        "adapters": {name: str(args.folder / name) for name in ("self_eval", "shuffled")},
+        "adapters": {name: str(args.folder / name) for name in ADAPTERS},
         "tasks": TASKS,
         "overrides": {task: {"test_split": split} for task in TASKS},
         "limit": limit,
         "chat": False,
         "budgets": [DRAWS],
-        "engine": {"dtype": "bfloat16", "slots": 96},
+        "engine": {"slots": 96},
         "strategies": strategies,
         "output": str(folder),
     }
@@ -144,6 +150,7 @@ def entries(real, shuffled, look):
             },
             {"pruned_best_of_n": {"verify": verify(adapter), "look": look, "drop": 0.5, "label": f"pruned {label}"}},
         ]
+    found.append({"best_of_n": {"verify": verify("plain"), "label": "plain"}})
     annealed = {"verify": verify("self_eval"), "threshold": real, "label": "adaptive annealed"}
     by_chance = {"verify": verify("self_eval"), "look": look, "drop": 0.5, "random": True, "label": "pruned by chance"}
     return [*found, {"adaptive_best_of_n": annealed}, {"pruned_best_of_n": by_chance}]
@@ -152,10 +159,8 @@ def entries(real, shuffled, look):
 def readings(args, split):
     """The score of every draw of a split at each of FRACTIONS of its tokens: [fraction][problem][draw]."""
     folder = args.folder / split
-    opened = open_engine(
-        str(args.folder / "sft"), {"self_eval": str(args.folder / "self_eval")}, EngineSpec(dtype="bfloat16", slots=96)
-    )
-    ask = opened.known["self_eval"]
+    opened = open_engine(str(args.folder / "sft"), {"self_eval": str(args.folder / "self_eval")}, EngineSpec(slots=96))
+    (ask,) = opened.known["self_eval"]
 
     def read(problem, budget, rng):
         responses = yield from sample(problem.prompt, budget)
@@ -180,7 +185,16 @@ def prefix(response, fraction, tokenizer):
     if len(tokens) == len(response.tokens):
         return response
     text = tokenizer.decode(tokens)
-    return replace(response, tokens=tokens, n_tokens=len(tokens), text=text, finish="length", logprobs=(), tempered=())
+    logprobs = response.logprobs[: len(tokens)]
+    return replace(
+        response,
+        tokens=tokens,
+        n_tokens=len(tokens),
+        text=text,
+        finish="length",
+        logprobs=logprobs,
+        tempered=logprobs,
+    )
 
 
 def row(name, value, bar="", holds=None, note=""):
@@ -218,8 +232,12 @@ def selection(grid, parts):
         "within-prompt AUROC at 50 % of tokens", half, "≥ 0.60 and above 25 %", bool(half >= 0.6 and half > quarter)
     )
     yield row("within-prompt AUROC at 25 % of tokens", quarter)
-    for label in ("likelihood", "shuffled"):
-        yield row(f"within-prompt AUROC, {label}", within(grid.weights(label), rewards))
+    for label, name in (
+        ("likelihood", "likelihood"),
+        ("shuffled", "shuffled labels"),
+        ("plain", "a question that tells nothing"),
+    ):
+        yield row(f"within-prompt AUROC, {name}", within(grid.weights(label), rewards))
     yield versus("best-of-16 by g − pass@1", grid.scores("self"), pass1, 0.10)
     yield versus(
         "best-of-16 by g − shuffled-label control",
@@ -228,8 +246,10 @@ def selection(grid, parts):
         0,
         same(grid, "self", "shuffled"),
     )
-    for other in ("likelihood",):
-        yield versus(f"best-of-16 by g − by {other}", grid.scores("self"), grid.scores(other), 0)
+    yield versus("best-of-16 by g − by likelihood", grid.scores("self"), grid.scores("likelihood"), 0)
+    yield versus(
+        "best-of-16 by g − by g where the question tells nothing", grid.scores("self"), grid.scores("plain"), 0
+    )
     vote, majority = np.mean(grid.scores("vote self")), np.mean(grid.scores("self_consistency"))
     yield row(
         "g-weighted vote@16 − majority@16",

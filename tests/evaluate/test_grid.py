@@ -90,13 +90,23 @@ def test_overrides_reach_into_mappings(tmp_path):
         read_recipe(file, ["limit"])
 
 
-def test_a_manifest_s_words_are_defaults_that_a_recipe_may_change():
-    known = {"self_eval": {"adapter": "mine", "question": "Q?", "targets": ("a", "b")}}
-    entry = {"best_of_n": {"verify": {"self_eval": {"adapter": "other"}}}}
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ("mine", "Q?", ("a", "b"))),
+        ({"adapter": "other"}, ("other", "Q?", ("a", "b"))),
+        ({"adapter": "yours"}, ("yours", "R?", ("c", "d"))),
+        ({"adapter": "yours", "question": "S?"}, ("yours", "S?", ("c", "d"))),
+    ],
+)
+def test_a_manifest_s_words_are_defaults_that_a_recipe_may_change(options, expected):
+    mine, yours = ("mine", "Q?", ("a", "b")), ("yours", "R?", ("c", "d"))
+    known = {"self_eval": [dict(zip(("adapter", "question", "targets"), said, strict=True)) for said in (mine, yours)]}
+    entry = {"best_of_n": {"verify": {"self_eval": options}}}
     (column,) = columns(parse(PLAIN | {"strategies": [entry], "budgets": [1]}))
     program = bind(column.spec, known)(Problem("p", Prompt("x"), str), 1, np.random.default_rng(0))
     (asked,) = program.send([Completion(next(program).prompt, "y", 1)])
-    assert (asked.adapter, asked.question, asked.targets) == ("other", "Q?", ("a", "b"))
+    assert (asked.adapter, asked.question, asked.targets) == expected
 
 
 @pytest.mark.parametrize(

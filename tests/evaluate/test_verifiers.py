@@ -61,3 +61,12 @@ def test_self_eval_is_the_share_of_the_good_answer():
 
     assert scores_of(self_eval(P, pool), reply) == [pytest.approx(0.75), -math.inf, -math.inf, 0.0]
     assert all(isinstance(ask, Probe) and ask.adapter == "self_eval" and ask.role == "policy" for ask in asked)
+
+
+def test_self_eval_tells_each_response_s_weakest_token_where_the_question_asks_for_it():
+    pool = [response("a", logprobs=(-0.1, -1.7)), response("b", logprobs=(-0.2,)), response("", n_tokens=0)]
+    said = []
+    scores_of(self_eval(P, pool, question="at {weakest}?"), lambda ask: said.append(ask.question) or (0.5, 0.5))
+    assert said == ["at 3?", "at 0?", "at 0?"]
+    with pytest.raises(ValueError, match=r"tells \{weakest\}, but the engine tells no log-probabilities"):
+        scores_of(self_eval(P, [response("a")], question="at {weakest}?"))

@@ -67,8 +67,8 @@ def test_a_full_checkpoints_manifest_tells_the_question(folder):
     manifest.write(folder, manifest.Manifest("self_eval", "full", "embedded", self_eval=SelfEval()))
     with Stub("vllm", bos=1) as stub:
         opened = open_engine("toy", {}, spec(stub, folder))
-        assert opened.known["self_eval"]["adapter"] is None
-        assert SelfEval().question in opened.known["self_eval"]["question"]
+        (said,) = opened.known["self_eval"]
+        assert said["adapter"] is None and SelfEval().question in said["question"]
         opened.engine.close()
 
 

@@ -3,7 +3,16 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extratime.models.self_eval import SelfEval, question_ids, question_suffix, read_out, target_ids
+from extratime.models.self_eval import (
+    SelfEval,
+    invocation_ids,
+    level,
+    question_ids,
+    question_suffix,
+    read_out,
+    target_ids,
+    tell,
+)
 
 ASK = SelfEval("ok?", "n", "y")
 
@@ -12,7 +21,7 @@ def test_the_question_closes_the_response_and_asks_as_the_user():
     expected = "<|im_end|>\n<|im_start|>user\nok?<|im_end|>\n<|im_start|>assistant\n"
     tokenizer = tiny.tokenizer()
     assert question_suffix(tokenizer, ASK) == expected
-    assert tokenizer.decode(question_ids(tokenizer, ASK)) == expected
+    assert [tokenizer.decode(ids) for ids in question_ids(tokenizer, ASK)] == [expected]
 
 
 def test_what_follows_a_response_is_what_the_template_adds_to_the_conversation():
@@ -28,6 +37,49 @@ def test_plain_text_is_followed_by_the_question_as_it_is():
     plain = SelfEval("\nok?", " n", "y", chat=False)
     for tokenizer in (tiny.tokenizer(), tiny.tokenizer(chat=False)):
         assert question_suffix(tokenizer, plain) == "\nok?"
+
+
+def test_a_question_that_tells_the_weakest_token_is_ten_questions_with_one_beginning():
+    tokenizer = tiny.tokenizer()
+    ask = SelfEval("ok at {weakest}?", "n", "y")
+    assert ask.tells and not ASK.tells
+    found = question_ids(tokenizer, ask)
+    assert len(set(found)) == 10
+    suffix = question_suffix(tokenizer, ask)
+    for n, ids in enumerate(found):
+        assert tokenizer.decode(ids) == tell(suffix, [-n / 2 - 0.1]) == suffix.replace("{weakest}", str(n))
+        assert ids[: len(invocation_ids(found))] == invocation_ids(found)
+    assert tokenizer.decode(invocation_ids(found)).endswith("ok at ")
+    assert invocation_ids(question_ids(tokenizer, ASK)) == question_ids(tokenizer, ASK)[0]
+    assert tokenizer.convert_ids_to_tokens(target_ids(tokenizer, ask)) == ["n", "y"]
+
+
+def test_a_question_that_begins_with_what_it_tells_marks_no_beginning():
+    ask = SelfEval("{weakest}?", "n", "y", chat=False)
+    with pytest.raises(ValueError, match=r"begins with \{weakest\}.*put words before it"):
+        invocation_ids(question_ids(tiny.tokenizer(), ask))
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "expected"),
+    [
+        ((), 0),
+        ((0.0,), 0),
+        ((-0.0, -0.49), 0),
+        ((-0.5, -0.1), 1),
+        ((-0.1, -2.3), 4),
+        ((-4.4,), 8),
+        ((-4.5,), 9),
+        ((-80.0,), 9),
+    ],
+)
+def test_the_level_of_the_weakest_token_is_in_half_nats(logprobs, expected):
+    assert level(logprobs) == expected
+
+
+@given(st.lists(st.floats(-30, 0), min_size=1), st.floats(-30, 0))
+def test_one_more_token_never_lowers_the_level(logprobs, more):
+    assert level(logprobs) <= level([*logprobs, more])
 
 
 def test_without_a_template_there_is_no_turn_to_make():

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,13 +17,22 @@ from extratime.models import manifest
 from extratime.models.engines.hf import HFEngine
 from extratime.models.load import load
 from extratime.models.request import Completion, Probe
-from extratime.models.self_eval import SelfEval, question_ids, question_suffix, read_out, target_ids
+from extratime.models.self_eval import (
+    SelfEval,
+    invocation_ids,
+    question_ids,
+    question_suffix,
+    read_out,
+    target_ids,
+    tell,
+)
 from extratime.train import self_eval
 from extratime.train.guard import guarded
 from extratime.train.readings import Collator, read_draws, rows
-from extratime.train.self_eval import SelfEvalTrainer, adapter_config, contrast_loss, slot_loss, surprise_loss
+from extratime.train.self_eval import SelfEvalTrainer, adapter_config, contrast_loss, slot_loss
 
-ASK = SelfEval("ok?", "n", "y")
+ASK = SelfEval("ok at {weakest}?", "n", "y")
+PLAIN = SelfEval("ok?", "n", "y")
 
 
 def trainer_of(folder, adapter="alora", layout="shared", seed=1, **settings):
@@ -40,16 +48,16 @@ def trainer_of(folder, adapter="alora", layout="shared", seed=1, **settings):
         **settings,
     )
     tokenizer = tiny.tokenizer()
-    question = question_ids(tokenizer, ASK)
+    questions = question_ids(tokenizer, ASK)
     write_rows(folder / "draws.jsonl", known(draws(), tokenizer))
-    made = rows(read_draws(folder / "draws.jsonl", tokenizer), len(question), args.law, 0)
-    collator = Collator(question, tokenizer.pad_token_id, layout == "shared", args.surprise > 0)
+    made = rows(read_draws(folder / "draws.jsonl", tokenizer), questions, args.law, 0)
+    collator = Collator(questions, tokenizer.pad_token_id, layout == "shared")
     SelfEvalTrainer.targets = target_ids(tokenizer, ASK)
     trainer = guarded(SelfEvalTrainer)(
         model=tiny.model(),
         args=args,
         processing_class=tokenizer,
-        peft_config=adapter_config(args, question),
+        peft_config=adapter_config(args, invocation_ids(questions)),
         train_dataset=Dataset.from_list(made),
         data_collator=collator,
     )
@@ -129,41 +137,6 @@ def test_the_contrast_is_the_mean_over_pairs_of_one_group_that_differ(seed):
     assert float(found) == pytest.approx(sum(pairs) / len(pairs) if pairs else 0, rel=1e-4, abs=1e-6)
 
 
-def test_the_surprise_is_the_cross_entropy_against_the_chance_of_each_token():
-    margin, chance = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([0.9, float("nan"), 0.2])
-    told = [(0.3, 0.9), (2.0, 0.2)]
-    each = [-p * math.log(1 / (1 + math.exp(-d))) - (1 - p) * math.log(1 / (1 + math.exp(d))) for d, p in told]
-    assert float(surprise_loss(margin, chance)) == pytest.approx(fmean(each))
-    assert float(surprise_loss(margin, torch.full((3,), float("nan")))) == 0
-
-
-def test_each_chance_stands_at_its_token_and_the_slots_stay_where_they_were(tmp_path):
-    _, plain = trainer_of(tmp_path, "lora", cuts=3, responses=3)
-    trainer, batch = trainer_of(tmp_path, "lora", cuts=3, responses=3, surprise=1.0)
-    assert torch.equal(batch["logits_to_keep"][batch["slots"]], plain["logits_to_keep"])
-    for row, ids, chance in zip(trainer.train_dataset, batch["input_ids"], batch["chance"], strict=True):
-        there = ~chance.isnan()
-        assert ids[batch["logits_to_keep"]][there].tolist() == [t for response in row["responses"] for t in response]
-        assert chance[there].tolist() == pytest.approx([p for chances in row["chances"] for p in chances])
-    losses = [trainer.compute_loss(trainer.model, batch_of(given)).item() for given in (plain, batch)]
-    told = trainer._metrics["train"]
-    assert told["slot_loss"][0] == pytest.approx(told["slot_loss"][1], rel=1e-5)
-    more = told["surprise_loss"][0] + told["weakest_loss"][0]
-    assert losses[1] - losses[0] == pytest.approx(more, rel=1e-4)
-    for row, weakest in zip(trainer.train_dataset, batch["weakest"], strict=True):
-        whole = [r["cut"] == len(row["responses"][r["response"]]) for r in row["readings"]]
-        least = [min(row["chances"][r["response"]], default=1.0) for r in row["readings"]]
-        expected = [p if full else math.nan for p, full in zip(least, whole, strict=True)]
-        assert any(whole) and not all(whole)
-        assert weakest[-len(whole) :].exp().tolist() == pytest.approx(expected, nan_ok=True)
-
-
-def test_a_gap_leaves_pairs_out_whose_labels_are_close():
-    margin, label, group = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.0, -0.4, -3.0]), torch.zeros(3)
-    expected = (F.softplus(torch.tensor(-1.0)) + F.softplus(torch.tensor(1.0))) / 2
-    assert self_eval.contrast_loss(margin, label, group, gap=0.5).item() == pytest.approx(expected.item())
-
-
 @pytest.mark.parametrize("adapter", ["alora", "lora", "full"])
 def test_the_shared_layout_gives_the_loss_and_gradient_of_the_separate_one(adapter, tmp_path):
     found = {}
@@ -185,7 +158,7 @@ def test_loss_reaches_the_vocabulary_at_the_slots_only(tmp_path):
     seen = []
     trainer.model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:2]))
     trainer.compute_loss(trainer.model, batch_of(batch))
-    assert seen == [batch["label"].shape]
+    assert seen == [(len(batch["label"]), len(batch["slots"].unique()))]
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
@@ -200,7 +173,9 @@ def test_no_gradient_comes_from_padding_or_from_tokens_after_a_cut(layout, tmp_p
     trainer.model.get_input_embeddings().register_forward_hook(keep)
     trainer.compute_loss(trainer.model, batch_of(batch)).backward()
     if layout == "shared":
-        slots = batch["attention_mask"][:, 0][:, batch["logits_to_keep"]]
+        sees = batch["attention_mask"][:, 0]
+        columns = batch["logits_to_keep"][batch["slots"]]
+        slots = sees.take_along_dim(columns[..., None], 1)
         read = (slots & (batch["weight"] > 0)[..., None]).any(1)
     else:
         read = batch["attention_mask"].bool()
@@ -211,7 +186,7 @@ def test_no_gradient_comes_from_padding_or_from_tokens_after_a_cut(layout, tmp_p
 def test_the_activated_adapter_leaves_everything_before_the_question_bit_identical(tmp_path):
     trainer, batch = trainer_of(tmp_path, "alora", "separate")
     model = trainer.model.eval()
-    length = len(question_ids(tiny.tokenizer(), ASK))
+    length = len(question_ids(tiny.tokenizer(), ASK)[0])
     inputs = {key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}
     with torch.no_grad():
         on = model(**inputs, alora_offsets=batch["offsets"].tolist()).logits
@@ -230,8 +205,6 @@ def test_the_activated_adapter_leaves_everything_before_the_question_bit_identic
     [
         ({"adapter": "alora", "activation_checkpointing": True}, "activation_checkpointing"),
         ({"contrast": 0.5, "responses": 1}, "responses to 2 or more"),
-        ({"surprise": 0.5, "adapter": "alora"}, "set adapter: lora"),
-        ({"surprise": 0.5, "adapter": "lora", "layout": "separate"}, "layout: shared"),
     ],
 )
 def test_settings_that_cannot_be_trained_are_refused(wrong, why, tmp_path):
@@ -265,9 +238,9 @@ def test_answers_that_are_no_single_tokens_or_alike_are_refused_before_training(
         self_eval.main(recipe(folder, **wrong))
 
 
-def test_surprise_without_log_probabilities_is_refused(folder):
-    with pytest.raises(ValueError, match=r"draws\.jsonl: surprise needs every token's log-probability"):
-        self_eval.main(recipe(folder, adapter="lora", surprise=1.0))
+def test_a_question_that_tells_the_weakest_token_needs_log_probabilities(folder):
+    with pytest.raises(ValueError, match=r"draws\.jsonl: the question tells the weakest token, but a draw lacks"):
+        self_eval.main(recipe(folder, question="ok at {weakest}?"))
 
 
 @pytest.mark.parametrize("adapter", ["alora", "lora", "full"])
@@ -275,7 +248,7 @@ def test_the_checkpoint_says_all_that_is_needed_to_ask_it_and_notices_any_change
     self_eval.main(recipe(folder, adapter=adapter, learning_rate=0.01))
     out = folder / "out"
     said = manifest.verify(out)
-    assert (said.recipe, said.kind, said.base, said.self_eval) == ("self_eval", adapter, str(folder / "base"), ASK)
+    assert (said.recipe, said.kind, said.base, said.self_eval) == ("self_eval", adapter, str(folder / "base"), PLAIN)
     assert said.template_sha256 == manifest.hash_template(load(out).tokenizer)
     beside = {path.name for path in out.iterdir() if path.is_file()} - {manifest.NAME, "README.md"}
     assert set(said.files) == beside
@@ -314,7 +287,8 @@ def read_all(base, adapter, told):
     for i, row in enumerate(told):
         ids = tuple(loaded.tokenizer.encode(row["response"], add_special_tokens=False))
         response = Completion(engine.encode(row["prompt"]), row["response"], len(ids), ids)
-        engine.submit(i, Probe(response, question, (said.good, said.bad), "self_eval" if adapter else None))
+        asked = tell(question, row.get("logprobs", ()))
+        engine.submit(i, Probe(response, asked, (said.good, said.bad), "self_eval" if adapter else None))
     found = {}
     while replies := engine.poll():
         found |= {i: read_out(*reply.values) for i, reply in replies}
@@ -358,3 +332,29 @@ def test_a_resumed_folder_keeps_its_question(folder):
     assert said["self_eval"]["question"] == "ok?" and said["settings"]["question"] == "ok?"
     with pytest.raises(ValueError, match="question: ok\\? → better\\?"):
         self_eval.main(recipe(folder, question="better?"))
+
+
+def test_what_the_question_tells_is_learned_where_the_response_shows_nothing(tmp_path):
+    """Right and wrong differ in the chance of one token only; labels dealt at random teach nothing."""
+    base, tokenizer = tiny.save(tmp_path / "base"), tiny.tokenizer()
+
+    def drawn(problems, seed):
+        rng = random.Random(seed)
+        for problem in range(problems):
+            for _ in range(8):
+                text, right = "".join(rng.choice("abc") for _ in range(5)), rng.random() < 0.5
+                logprobs = [-0.01] * len(tokenizer.encode(text, add_special_tokens=False))
+                logprobs[rng.randrange(len(logprobs))] = -0.3 if right else -3.0
+                row = {"problem": problem, "prompt": f"n{problem}?", "response": text, "reward": float(right)}
+                yield row | {"logprobs": logprobs}
+
+    data, held = write_rows(tmp_path / "draws.jsonl", drawn(40, seed=0)), list(drawn(15, seed=1))
+    rewards = [row["reward"] for row in held]
+    for shuffle, least, most in ((False, 0.95, 1.0), (True, 0.2, 0.8)):
+        settings = {"model": base, "data": data, "question": "ok at {weakest}?", "good": "n", "bad": "y"}
+        settings |= {"chat": False, "keep": 1.0, "rank": 8, "alpha": 16, "per_device_train_batch_size": 8}
+        settings |= {"max_steps": 30, "learning_rate": 0.01, "lr_scheduler_type": "constant", "use_cpu": True}
+        settings |= {"disable_tqdm": True, "save_strategy": "no", "report_to": "none", "shuffle_labels": shuffle}
+        out = tmp_path / f"out{shuffle}"
+        self_eval.main(["--config", str(write_yaml(tmp_path / "r.yaml", **settings)), "--output_dir", str(out)])
+        assert least <= auroc(read_all(base, out, held), rewards) <= most
