@@ -88,6 +88,7 @@ def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
     if spec.kind == "openai":
         return _connect(model, adapters, spec)
     base, named, known = _resolve(model, dict(adapters))
+    _refuse_other_base(base, named)
     from extratime.models.engines.hf import HFEngine
     from extratime.models.load import load
 
@@ -111,6 +112,22 @@ def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], li
     return base, named, [(name, ask) for name, ask in asked if ask]
 
 
+def _refuse_other_base(base: str, named: Mapping[str, str]) -> None:
+    """Refuse adapters that were trained beside other weights than the base has now.
+
+    Raises:
+        ValueError: one was; the message names it.
+    """
+    now = manifest.hash_weights(Path(base)) if named and Path(base).is_dir() else None
+    for name, folder in named.items():
+        said = manifest.read(Path(folder)).base_sha256 if (Path(folder) / manifest.NAME).is_file() else None
+        if now and said and said != now:
+            raise ValueError(
+                f"adapter {name!r} in {folder} was trained beside other weights than {base} holds now: "
+                "name the model it was trained on, or train it again"
+            )
+
+
 def _asked(tokenizer: Any, known: Sequence[tuple[str | None, Any]]) -> list[dict[str, Any]]:
     from extratime.models.self_eval import question_suffix
 
@@ -125,7 +142,8 @@ def _connect(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
 
     if adapters:
         raise ValueError(f"a server switches no adapters: leave out {', '.join(adapters)}, or run the hf engine")
-    endpoint = Endpoint(model, spec.server, spec.url, concurrency=spec.slots, timeout=spec.timeout)
+    shape = _shape(spec.tokenizer) if spec.tokenizer else None
+    endpoint = Endpoint(model, spec.server, spec.url, concurrency=spec.slots, timeout=spec.timeout, shape=shape)
     if spec.tokenizer is None:
         return Opened(OpenAIEngine(endpoint), None, {})
     tokenizer = _tokenizer(spec.tokenizer)
@@ -149,6 +167,22 @@ def _tokenizer(where: str) -> Any:
         raise FileNotFoundError(
             f"no tokenizer at {where}: set engine.tokenizer to a folder, a hub id or 'embedded'"
         ) from error
+
+
+def _shape(where: str) -> Shape | None:
+    """Sizes of the model whose configuration lies beside its tokenizer, or None where none does."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from extratime.models.engines.sizes import shape_of
+    from extratime.models.load import EMBEDDED, embedded_folder
+
+    try:
+        config = AutoConfig.from_pretrained(embedded_folder() if where == EMBEDDED else where, trust_remote_code=False)
+        with torch.device("meta"):
+            return shape_of(AutoModelForCausalLM.from_config(config), config)
+    except (OSError, ValueError, AttributeError):  # no configuration, or not one of a model with attention heads
+        return None
 
 
 def _device() -> str:

@@ -2,9 +2,9 @@
 
     python scripts/bench/self_eval.py [--folder runs/bench/self_eval] [--json FILE]
 
-Warm-up, rollouts of training problems, the adapter, its control with shuffled labels, one whose question tells nothing,
-thresholds set on validation problems, then the grid on test problems. Every step goes on where it was. Rows are printed
-as JSON lines.
+Warm-up, rollouts of training problems, the adapter, its control with shuffled labels, one whose question tells
+nothing, thresholds set on validation problems, then the grid on test problems. Every step goes on where it was. Rows
+are printed as JSON lines.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from extratime.evaluate.grid import EngineSpec, RecipeError, parse
 from extratime.models import manifest
+from extratime.models.engines.hf import HFEngine
 from extratime.models.engines.open import open_engine, open_replay
+from extratime.models.load import load
 from extratime.models.request import Draw, Prompt, Sampling
 from extratime.models.self_eval import SelfEval
 
@@ -70,6 +72,34 @@ def test_a_full_checkpoints_manifest_tells_the_question(folder):
         (said,) = opened.known["self_eval"]
         assert said["adapter"] is None and SelfEval().question in said["question"]
         opened.engine.close()
+
+
+def test_a_configuration_beside_the_tokenizer_tells_the_model_s_sizes(folder, tmp_path):
+    base = tiny.save(tmp_path / "base")
+    config = load(base).model.config
+    (folder / "config.json").write_text(config.to_json_string(use_diff=False))
+    with Stub("vllm", bos=1) as stub:
+        opened = open_engine("toy", {}, spec(stub, folder))
+        assert opened.engine.profile.shape == HFEngine(load(base)).profile.shape
+        opened.engine.close()
+        (folder / "config.json").unlink()
+        opened = open_engine("toy", {}, spec(stub, folder))
+        assert opened.engine.profile.shape is None
+        opened.engine.close()
+
+
+def test_an_adapter_beside_other_weights_than_it_was_trained_with_is_refused(tmp_path):
+    base = tiny.save(tmp_path / "base")
+    adapter = tiny.save_adapter(base, tmp_path / "adapter", invocation=[5, 6])
+    right, wrong = manifest.hash_weights(base), "0" * 64
+    for told in (right, None, wrong):
+        manifest.write(adapter, manifest.Manifest("self_eval", "alora", str(base), base_sha256=told))
+        for name, beside in ((str(adapter), {}), (str(base), {"mine": str(adapter)})):
+            if told != wrong:
+                open_engine(name, beside, EngineSpec()).engine.close()
+                continue
+            with pytest.raises(ValueError, match=r"adapter '(mine|self_eval)' in .* was trained beside other weights"):
+                open_engine(name, beside, EngineSpec())
 
 
 def recipe(stub, output, **said):
