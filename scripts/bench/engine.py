@@ -1,6 +1,6 @@
 """How quick the `hf` engine is, beside what it replaces, in one run.
 
-    python -m scripts.bench.engine [--model embedded] [--json rows.json]
+    python scripts/bench/engine.py [--model embedded] [--json rows.json]
 
 Four rows have a bar: decoding rows of even length against `model.generate`; draws of ragged length (three quarters 16
 tokens, one quarter 128) against static batches of `model.generate`; step search after a 512-token prompt against
@@ -12,7 +12,6 @@ machine the same as seconds, and on a shared one not a measurement of the neighb
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from extratime.models.request import Completion, Draw, Probe, Prompt, Sampling
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import tiny
+from table import at_least, at_most, row, show
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0)
 QUESTION = "<|im_end|>\n<|im_start|>user\nWould you do better if you started over?<|im_end|>\n<|im_start|>assistant\n"
@@ -41,13 +41,7 @@ def main():
     for measure in (even, ragged, step_search, read_out):
         if args.only in ("", measure.__name__):
             rows += measure(loaded, args)
-    print(f"\n{'what':52} {'value':>8} {'bar':>8}  holds  note")
-    for row in rows:
-        bar = "" if row["bar"] is None else f"{row['bar']:.2f}"
-        holds = "" if row["holds"] is None else ("yes" if row["holds"] else "NO")
-        print(f"{row['name']:52} {row['value']:8.3f} {bar:>8}  {holds:5}  {row['note']}")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    show(rows, args.json)
 
 
 def arguments():
@@ -76,11 +70,6 @@ def model_of(args):
     size = sum(p.numel() for p in loaded.model.parameters())
     print(f"{args.model}: {size / 1e6:.1f} M parameters, {args.dtype}, {args.device}, {args.threads} thread(s)")
     return loaded
-
-
-def row(name, value, bar=None, at_most=False, note=""):
-    holds = None if bar is None else (value <= bar if at_most else value >= bar)
-    return {"name": name, "value": value, "bar": bar, "holds": holds, "note": note}
 
 
 def seconds(args, *works):
@@ -125,7 +114,7 @@ def even(loaded, args):
     )
     many = args.batch * tokens
     note = f"hf {many / ours:.0f} tok/s, generate {many / theirs:.0f} tok/s"
-    return [row("even lengths: hf / model.generate, tok/s", theirs / ours, 0.95, note=note)]
+    return [at_least("even lengths: hf / model.generate, tok/s", theirs / ours, 0.95, note)]
 
 
 def ragged(loaded, args):
@@ -141,7 +130,7 @@ def ragged(loaded, args):
     ours, theirs = seconds(args, lambda: tiny.serve(fresh(loaded, args), draws), static)
     theirs *= args.many / timed
     note = f"{len(draws)} draws, useful tok/s: hf {sum(lengths) / ours:.0f}, static {sum(lengths) / theirs:.0f}"
-    return [row("ragged lengths: hf / static batches, useful tok/s", theirs / ours, 3.0, note=note)]
+    return [at_least("ragged lengths: hf / static batches, useful tok/s", theirs / ours, 3, note)]
 
 
 def step_search(loaded, args, beams=8, steps=4, size=16):
@@ -163,12 +152,12 @@ def step_search(loaded, args, beams=8, steps=4, size=16):
 
     quick, slow = seconds(args, ours, theirs)
     note = f"{beams} beams × {steps} steps × {size} tokens: hf {quick:.2f} s, reading again {slow:.2f} s"
-    return [row("step search, 512-token prompt: hf / re-prefill", slow / quick, 5.0, note=note)]
+    return [at_least("step search, 512-token prompt: hf / re-prefill", slow / quick, 5, note)]
 
 
 def read_out(loaded, args):
     rows = []
-    for many, bar in ((1, 0.03), (args.batch, None)):
+    for many in (1, args.batch):
         ask, took = tiny.prompt(64), []
         for _ in range(args.repeats):
             engine = fresh(loaded, args)
@@ -183,8 +172,9 @@ def read_out(loaded, args):
         probe, sample = min(took)[0] / many, min(t for _, t in took) / many
         asked = len(loaded.tokenizer(QUESTION, add_special_tokens=False).input_ids)
         note = f"{1e3 * probe:.1f} ms for {asked} question tokens, {1e3 * sample:.0f} ms for 256 tokens"
-        alone = "alone" if many == 1 else f"each of {many} together"
-        rows.append(row(f"read-out / 256-token sample, {alone}, seconds", probe / sample, bar, True, note))
+        name = "read-out / 256-token sample, seconds"
+        alone = at_most(f"{name}, alone", probe / sample, 0.03, note)
+        rows.append(alone if many == 1 else row(f"{name}, each of {many} together", probe / sample, note=note))
     return rows
 
 

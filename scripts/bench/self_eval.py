@@ -19,9 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from table import at_least, at_most, row, show
 
 from extratime.evaluate import stats
-from extratime.evaluate.calibration import within_question_auroc
+from extratime.evaluate.calibration import auroc, within_question_auroc
 from extratime.evaluate.grid import EngineSpec
 from extratime.evaluate.program import Answer, Problem, sample
 from extratime.evaluate.schedule import Cell, Schedule
@@ -108,6 +109,9 @@ class Grid:
 
     def draws(self, label, budget=DRAWS):
         return [len(self.cells[label, budget][p]["pool"]) for p in self.problems]
+
+    def pass1(self):
+        return [float(np.mean(rewards)) for rewards in self.rewards()]
 
     def rewards(self):
         pools = [self.cells["self", DRAWS][p]["pool"] for p in self.problems]
@@ -197,124 +201,80 @@ def prefix(response, fraction, tokenizer):
     )
 
 
-def row(name, value, bar="", holds=None, note=""):
-    said = {
-        "name": name,
-        "value": value if isinstance(value, str) else round(float(value), 4),
-        "bar": bar,
-        "holds": holds,
-        "note": note,
-    }
-    print(json.dumps(said, ensure_ascii=False), flush=True)
-    return said
-
-
-def versus(name, a, b, least, note=""):
+def versus(name, a, b, least=0.0, note=""):
     """A paired difference; holds if it is at least `least` with an interval above 0."""
     d = stats.paired_difference(a, b, np.random.default_rng(0))
     told = f"95 % [{d.low:+.3f}, {d.high:+.3f}], p {d.p:.4f}, {len(a)} problems{'; ' + note if note else ''}"
-    bar = f"≥ {least:+.2f}, interval above 0" if least else "interval above 0"
-    return row(name, d.value, bar, bool(d.value >= least and d.low > 0), told)
+    bar = f"≥ {least:+.2f}, interval > 0" if least else "interval > 0"
+    return row(name, d.value, bar, d.value >= least and d.low > 0, told)
+
+
+def against_control(grid, name, label, control):
+    tokens = [np.mean(grid.tokens(each)) for each in (label, control)]
+    return versus(name, grid.scores(label), grid.scores(control), note="mean tokens {:.1f} and {:.1f}".format(*tokens))
 
 
 def within(scores, rewards):
     return within_question_auroc(scores, rewards, np.random.default_rng(0)).value
 
 
-def selection(grid, parts):
+def ranking(grid, parts):
     rewards = grid.rewards()
     quarter, half, whole = (within(g, rewards) for g in parts)
-    pass1 = [float(np.mean(r)) for r in rewards]
-    yield row("pass@1 at T = 1", np.mean(pass1), "0.4 … 0.6", bool(0.4 <= np.mean(pass1) <= 0.6))
+    yield at_least("AUROC within prompts, whole responses", whole, 0.75)
+    yield at_least("AUROC within prompts at 50 % of tokens", half, 0.6)
+    yield row("AUROC within prompts at 25 % of tokens", quarter, "< that at 50 %", quarter < half)
+    yield row("AUROC within prompts, likelihood", within(grid.weights("likelihood"), rewards))
+    yield row("AUROC within prompts, shuffled labels", within(grid.weights("shuffled"), rewards))
+    yield row("AUROC within prompts, a question that tells nothing", within(grid.weights("plain"), rewards))
+    yield row("AUROC over all responses, g", auroc(np.concatenate(parts[-1]), np.concatenate(rewards)))
+
+
+def selection(grid):
+    rewards, pass1 = grid.rewards(), grid.pass1()
+    mean, likelihood, g = np.mean(pass1), grid.scores("likelihood"), grid.scores("self")
+    yield row("pass@1 at T = 1", mean, "0.4 … 0.6", 0.4 <= mean <= 0.6)
     yield row("oracle best-of-16", np.mean([max(r) for r in rewards]))
-    yield row("within-prompt AUROC, whole responses", whole, "≥ 0.75", bool(whole >= 0.75))
-    yield row(
-        "within-prompt AUROC at 50 % of tokens", half, "≥ 0.60 and above 25 %", bool(half >= 0.6 and half > quarter)
-    )
-    yield row("within-prompt AUROC at 25 % of tokens", quarter)
-    for label, name in (
-        ("likelihood", "likelihood"),
-        ("shuffled", "shuffled labels"),
-        ("plain", "a question that tells nothing"),
-    ):
-        yield row(f"within-prompt AUROC, {name}", within(grid.weights(label), rewards))
-    yield versus("best-of-16 by g − pass@1", grid.scores("self"), pass1, 0.10)
-    yield versus(
-        "best-of-16 by g − shuffled-label control",
-        grid.scores("self"),
-        grid.scores("shuffled"),
-        0,
-        same(grid, "self", "shuffled"),
-    )
-    yield versus("best-of-16 by g − by likelihood", grid.scores("self"), grid.scores("likelihood"), 0)
-    yield versus(
-        "best-of-16 by g − by g where the question tells nothing", grid.scores("self"), grid.scores("plain"), 0
-    )
-    vote, majority = np.mean(grid.scores("vote self")), np.mean(grid.scores("self_consistency"))
-    yield row(
-        "g-weighted vote@16 − majority@16",
-        vote - majority,
-        "≥ 0",
-        bool(vote >= majority),
-        f"{vote:.3f} against {majority:.3f}",
-    )
-    yield versus("g-weighted vote@16 − pass@1", grid.scores("vote self"), pass1, 0)
-    yield versus(
-        "g-weighted vote@16 − the same by shuffled labels",
-        grid.scores("vote self"),
-        grid.scores("vote shuffled"),
-        0,
-        same(grid, "vote self", "vote shuffled"),
-    )
-    gain = np.mean(grid.scores("shuffled")) - np.mean(pass1)
-    yield row("control: gain of best-of-16 by shuffled labels", gain, "within ±0.02", bool(abs(gain) <= 0.02))
+    yield versus("best-of-16 by g − pass@1", g, pass1, 0.10)
+    yield against_control(grid, "best-of-16 by g − by shuffled labels", "self", "shuffled")
+    yield versus("best-of-16 by likelihood − pass@1", likelihood, pass1)
+    yield versus("best-of-16 by g − by likelihood", g, likelihood)
+    yield versus("best-of-16 by g − where the question tells nothing", g, grid.scores("plain"))
+    gain = np.mean(grid.scores("shuffled")) - mean
+    yield row("control: gain of best-of-16 by shuffled labels", gain, "within ±0.02", abs(gain) <= 0.02)
 
 
-def same(grid, a, b):
-    return f"mean tokens {np.mean(grid.tokens(a)):.1f} and {np.mean(grid.tokens(b)):.1f}"
+def voting(grid):
+    vote, majority = grid.scores("vote self"), grid.scores("self_consistency")
+    note = f"{np.mean(vote):.3f} against {np.mean(majority):.3f}"
+    yield at_least("g-weighted vote@16 − majority@16", np.mean(vote) - np.mean(majority), 0, note)
+    yield versus("g-weighted vote@16 − pass@1", vote, grid.pass1())
+    yield against_control(grid, "g-weighted vote@16 − by shuffled labels", "vote self", "vote shuffled")
 
 
 def allocation(grid):
-    rewards = grid.rewards()
-    pass1, best = np.mean([np.mean(r) for r in rewards]), np.mean(grid.scores("self"))
-    draws, score = np.mean(grid.draws("adaptive self")), np.mean(grid.scores("adaptive self"))
-    share = (score - pass1) / (best - pass1) if best > pass1 else math.nan
+    rewards, mean = grid.rewards(), np.mean(grid.pass1())
+    best, used = np.mean(grid.scores("self")), grid.draws("adaptive self")
+    draws, score = np.mean(used), np.mean(grid.scores("adaptive self"))
     fixed = fixed_budget(rewards, grid.weights("self"), draws)
-    yield row(
-        "adaptive: share of the best-of-16 gain",
-        share,
-        "≥ 0.55 at ≤ 2.5 draws",
-        bool(share >= 0.55 and draws <= 2.5),
-        f"{draws:.2f} draws a problem",
-    )
-    yield row(
-        "adaptive − fixed count at the same mean draws",
-        score - fixed,
-        "> 0",
-        bool(score > fixed),
-        f"{score:.3f} against {fixed:.3f}",
-    )
-    annealed = np.mean(grid.scores("adaptive annealed"))
-    yield row(
-        "adaptive with annealed temperature − pass@1",
-        annealed - pass1,
-        note=f"{np.mean(grid.draws('adaptive annealed')):.2f} draws",
-    )
-    yield versus(
-        "adaptive − shuffled-label adaptive",
-        grid.scores("adaptive self"),
-        grid.scores("adaptive shuffled"),
-        0,
-        same(grid, "adaptive self", "adaptive shuffled"),
-    )
-    chance = [np.mean(r) for r in rewards]
-    used = grid.draws("adaptive self")
-    hopeless = [u for u, p in zip(used, chance, strict=True) if p <= 1 / 16]
-    middle = [u for u, p in zip(used, chance, strict=True) if 0.2 <= p <= 0.6]
-    if hopeless and middle:
-        note = f"{len(hopeless)} hopeless and {len(middle)} middling problems"
-        ratio = np.mean(hopeless) / np.mean(middle)
-        yield row("draws on hopeless ÷ on middling prompts", ratio, "< 1", bool(ratio < 1), note)
+    yield at_least("adaptive: share of the best-of-16 gain", share(score, mean, best), 0.55, f"{draws:.2f} draws")
+    yield at_most("adaptive: mean draws", draws, 2.5)
+    note = f"{score:.3f} against {fixed:.3f}"
+    yield row("adaptive − fixed count at the same mean draws", score - fixed, "> 0", score > fixed, note)
+    note = f"{np.mean(grid.draws('adaptive annealed')):.2f} draws"
+    yield row("adaptive, annealed − pass@1", np.mean(grid.scores("adaptive annealed")) - mean, note=note)
+    yield versus("adaptive − pass@1", grid.scores("adaptive self"), grid.pass1())
+    yield against_control(grid, "adaptive − by shuffled labels", "adaptive self", "adaptive shuffled")
+    hopeless = [u for u, r in zip(used, rewards, strict=True) if np.mean(r) <= 1 / 16]
+    middle = [u for u, r in zip(used, rewards, strict=True) if 0.2 <= np.mean(r) <= 0.6]
+    ratio = np.mean(hopeless) / np.mean(middle) if hopeless and middle else math.nan
+    note = f"{len(hopeless)} hopeless and {len(middle)} middling problems"
+    yield row("draws on hopeless ÷ on middling prompts", ratio, "< 1", ratio < 1, note)
+
+
+def share(score, least, most):
+    """Of the way from `least` to `most`, how much `score` went; NaN where there is none."""
+    return (score - least) / (most - least) if most > least else math.nan
 
 
 def fixed_budget(rewards, weights, mean):
@@ -328,24 +288,18 @@ def fixed_budget(rewards, weights, mean):
 
 
 def pruning(grid):
-    pass1 = np.mean([np.mean(r) for r in grid.rewards()])
     best, pruned, chance = (np.mean(grid.scores(label)) for label in ("self", "pruned self", "pruned by chance"))
-    kept = (pruned - pass1) / (best - pass1) if best > pass1 else math.nan
     saved = 1 - np.mean(grid.tokens("pruned self")) / np.mean(grid.tokens("self"))
-    yield row(
-        "pruning half: share of the best-of-16 gain kept",
-        kept,
-        "≥ 0.70",
-        bool(kept >= 0.7),
-        f"{saved:.0%} of the tokens saved",
-    )
-    yield versus(
-        "pruned by g − pruned by chance",
-        grid.scores("pruned self"),
-        grid.scores("pruned by chance"),
-        0,
-        f"{pruned:.3f} against {chance:.3f}",
-    )
+    kept = share(pruned, np.mean(grid.pass1()), best)
+    yield at_least("pruning half: share of the best-of-16 gain kept", kept, 0.7, f"{saved:.0%} of the tokens saved")
+    note = f"{pruned:.3f} against {chance:.3f}"
+    yield versus("pruned by g − by chance", grid.scores("pruned self"), grid.scores("pruned by chance"), note=note)
+
+
+def plainly(told):
+    """A row without NumPy's types."""
+    holds = None if told["holds"] is None else bool(told["holds"])
+    return told | {"value": round(float(told["value"]), 4), "holds": holds}
 
 
 def policy(args):
@@ -354,13 +308,8 @@ def policy(args):
         json.loads((args.folder / split / "engine.json").read_text())["roles"]["policy"]["fingerprint"]
         for split in ("rollouts", "validation", "test")
     }
-    yield row(
-        "policy intact: fingerprints of the drawing weights",
-        len(prints),
-        "1",
-        len(prints) == 1,
-        "rollouts, validation, test",
-    )
+    note = "rollouts, validation, test"
+    yield row("policy intact: fingerprints of the drawing weights", len(prints), "1", len(prints) == 1, note)
 
 
 def arguments():
@@ -396,9 +345,13 @@ def main():
     look = max(1, int(np.median(lengths)) // 2)
     grid = Grid(evaluate(args, "test", args.test, entries(real, shuffled, look)))
     parts = readings(args, "test")
-    rows = [*selection(grid, parts), *allocation(grid), *pruning(grid), *policy(args)]
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+    rows = [*ranking(grid, parts)]
+    for part in (selection, voting, allocation, pruning):
+        rows += part(grid)
+    rows = [plainly(each) for each in (*rows, *policy(args))]
+    show(rows, args.json)
+    for each in rows:
+        print(json.dumps(each, ensure_ascii=False))
 
 
 if __name__ == "__main__":

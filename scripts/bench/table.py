@@ -9,12 +9,20 @@ def row(name: str, value: float | None, bar: str = "", holds: bool | None = None
     return {"name": name, "value": value, "bar": bar, "holds": holds, "note": note}
 
 
+def at_least(name: str, value: float, bar: float, note: str = "") -> dict[str, Any]:
+    return row(name, value, f"≥ {bar:g}", value >= bar, note)
+
+
+def at_most(name: str, value: float, bar: float, note: str = "") -> dict[str, Any]:
+    return row(name, value, f"≤ {bar:g}", value <= bar, note)
+
+
 def show(rows: list[dict[str, Any]], file: Path | None = None) -> None:
     """Print rows as a table, and write them to `file` as JSON."""
-    print(f"{'':48} {'value':>10}  {'bar':9} holds")
+    print(f"{'':60} {'value':>10}  {'bar':21} holds")
     for each in rows:
         value = "–" if each["value"] is None else f"{each['value']:.3f}"
         holds = {True: "yes", False: "NO", None: ""}[each["holds"]]
-        print(f"{each['name']:48} {value:>10}  {each['bar']:9} {holds:5} {each['note']}")
+        print(f"{each['name']:60} {value:>10}  {each['bar']:21} {holds:5} {each['note']}")
     if file:
         file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
