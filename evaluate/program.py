@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 
-from extratime.models.request import Completion, Probe, Prompt, Sample, Sampling, Score
+from extratime.models.request import Completion, Probe, Prompt, Sample, Score
 
 T = TypeVar("T")
 Program: TypeAlias = Generator[Any, Any, T]
@@ -92,12 +92,12 @@ def sample(
     prompt: Prompt,
     n: int = 1,
     *,
-    sampling: Sampling | None = None,
+    temperature: float | None = None,
     pause: Sequence[str] = (),
     max_tokens: int | None = None,
 ) -> Program[list[Completion]]:
-    """Draw `n` fresh continuations of `prompt`."""
-    return cast("list[Completion]", (yield Sample(prompt, n, sampling, tuple(pause), max_tokens)))
+    """Draw `n` fresh continuations of `prompt`, at another temperature than the cell's if one is given."""
+    return cast("list[Completion]", (yield Sample(prompt, n, temperature, tuple(pause), max_tokens)))
 
 
 def extend(

@@ -264,7 +264,8 @@ class Schedule:
                 nothing = Completion(request.prompt, "", 0)
                 yield replace(stem or nothing, finish="cut")
                 continue
-            law = request.sampling or (stem and stem.sampling) or cell.sampling
+            law = (stem and stem.sampling) or cell.sampling
+            law = law if request.temperature is None else law.at(request.temperature)
             reader = Reader(have + grant, cell.until, request.pause, len(stem.text) if stem else 0)
             aim = fiber.cursor.aim(request.prompt, law, stem, reader, cut=grant < limit - have)
             yield _Want(fiber, slot, aim)

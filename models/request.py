@@ -69,6 +69,10 @@ class Sampling:
         if self.top_k < 0 or not 0 <= self.min_p < 1:
             raise ValueError(f"top_k must be ≥ 0 and min_p in [0, 1), not {self.top_k} and {self.min_p}")
 
+    def at(self, temperature: float) -> Sampling:
+        """The same law at another temperature; at 0 nothing else matters."""
+        return replace(self, temperature=temperature) if temperature else Sampling(0)
+
     @property
     def greedy(self) -> bool:
         """Whether the law has a single outcome."""
@@ -134,7 +138,7 @@ class Sample:
     Attributes:
         prompt: what to continue.
         n: how many fresh paths; ignored where `along` is given.
-        sampling: another law than the cell's.
+        temperature: in place of the law's own; its other settings stay.
         pause: stop reading right after the first of these strings that is new.
         max_tokens: read at most so many tokens of each path, counted from the path's beginning.
         along: completions to read on, in place of fresh paths; finished ones come back as they are. A completion that
@@ -143,7 +147,7 @@ class Sample:
 
     prompt: Prompt
     n: int = 1
-    sampling: Sampling | None = None
+    temperature: float | None = None
     pause: tuple[str, ...] = ()
     max_tokens: int | None = None
     along: tuple[Completion, ...] = ()

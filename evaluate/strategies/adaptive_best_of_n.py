@@ -15,7 +15,7 @@ from extratime.evaluate.program import Answer, Problem, Program, Verifier, best,
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.self_eval import self_eval
 from extratime.evaluate.vote import elect
-from extratime.models.request import Completion, Sampling
+from extratime.models.request import Completion
 
 
 def annealed(k: int, top: float = 1.0) -> float:
@@ -40,14 +40,14 @@ def adaptive_best_of_n(
         rng: not used.
         verify: scores complete responses.
         threshold: score at which to stop; set it by a validation quantile of the score, not by hand.
-        schedule: temperature of the k-th draw; None keeps the cell's own law.
+        schedule: temperature of the k-th draw; None keeps the cell's own.
         vote: whether the responses vote with their scores, instead of the best one answering.
     """
     responses: list[Completion] = []
     scores: list[float] = []
     while len(responses) < budget and not any(s >= threshold for s in scores):
-        law = Sampling(temperature=schedule(len(responses) + 1)) if schedule else None
-        drawn = yield from sample(problem.prompt, sampling=law)
+        temperature = schedule(len(responses) + 1) if schedule else None
+        drawn = yield from sample(problem.prompt, temperature=temperature)
         responses += drawn
         scores += yield from verify(problem, drawn)
     why = f"stopped after {len(responses)} of {budget} draws"

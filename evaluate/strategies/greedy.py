@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from extratime.evaluate.program import Answer, Problem, Program, sample
-from extratime.models.request import Sampling
 
 
 def greedy(problem: Problem, budget: int, rng: np.random.Generator) -> Program[Answer]:
     """The response that the model itself ranks first, token by token."""
-    responses = yield from sample(problem.prompt, sampling=Sampling(temperature=0))
+    responses = yield from sample(problem.prompt, temperature=0)
     return Answer(responses[0], tuple(responses), (0.0,), "greedy decoding")

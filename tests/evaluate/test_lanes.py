@@ -19,7 +19,6 @@ from extratime.evaluate.strategies.particle_filter import particle_filter
 from extratime.evaluate.strategies.self_consistency import self_consistency
 from extratime.evaluate.strategies.weighted_vote import weighted_vote
 from extratime.evaluate.streams import Streams
-from extratime.models.request import Sampling
 
 STEPWISE = {
     "beam_search": functools.partial(beam_search, width=2),
@@ -109,7 +108,7 @@ def test_a_gathered_program_reads_its_own_lane_at_any_depth():
 
 def test_greedy_draws_are_one_path_for_everyone():
     def twice(problem, budget, rng):
-        return all_of((yield from sample(problem.prompt, budget, sampling=Sampling(temperature=0))))
+        return all_of((yield from sample(problem.prompt, budget, temperature=0)))
 
     engine = ToyEngine(told(lines))
     read = pools(twice, budget=2, n=3, engine=engine)

@@ -75,11 +75,13 @@ def test_one_request_may_stand_alone():
 def test_what_a_program_asks_for_overrides_the_cell():
     def asks(problem, budget, rng):
         plain = yield from sample(problem.prompt, max_tokens=3)
-        greedy = yield from sample(problem.prompt, sampling=Sampling(0), pause=("\n",))
-        return all_of(plain + greedy)
+        greedy = yield from sample(problem.prompt, temperature=0, pause=("\n",))
+        warmer = yield from sample(problem.prompt, temperature=0.7)
+        return all_of(plain + greedy + warmer)
 
-    plainly, greedily = one(asks, sampling=Sampling(0.5), until=("=",)).answer.pool
-    assert plainly.sampling == Sampling(0.5) and (plainly.n_tokens, plainly.finish) == (3, "length")
+    plainly, greedily, warmly = one(asks, sampling=Sampling(0.5, top_p=0.9), until=("=",)).answer.pool
+    assert plainly.sampling == Sampling(0.5, top_p=0.9) and (plainly.n_tokens, plainly.finish) == (3, "length")
+    assert warmly.sampling == Sampling(0.7, top_p=0.9)
     assert greedily.sampling == Sampling(0) and (greedily.text, greedily.finish) == ("a\n", "pause")
     assert one(best_of_n, until=("=",)).answer.response.finish == "until"
 

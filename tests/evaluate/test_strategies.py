@@ -19,7 +19,7 @@ from extratime.evaluate.strategies.particle_filter import particle_filter
 from extratime.evaluate.strategies.pruned_best_of_n import pruned_best_of_n
 from extratime.evaluate.strategies.self_consistency import self_consistency
 from extratime.evaluate.strategies.weighted_vote import weighted_vote
-from extratime.models.request import Completion, Sample, Sampling, fail
+from extratime.models.request import Completion, Sample, fail
 
 P = problem(max_tokens=12)
 
@@ -92,7 +92,7 @@ def test_growing(finish, n, grows):
 
 def test_greedy_asks_for_one_response_of_no_randomness():
     [ask], answer = play(greedy(P, 8, rng()), [response("=1")])
-    assert ask == Sample(P.prompt, 1, Sampling(temperature=0)) and answer.response.text == "=1"
+    assert ask == Sample(P.prompt, 1, temperature=0) and answer.response.text == "=1"
 
 
 def test_best_of_n_keeps_the_highest():
@@ -192,7 +192,7 @@ def test_adaptive_stops_at_the_threshold_and_keeps_the_best(scores, draws, winne
     verify = scored({str(i): score for i, score in enumerate(scores)})
     program = adaptive_best_of_n(P, 4, rng(), verify, threshold=0.9)
     asked, answer = play(program, *([response(str(i))] for i in range(draws)))
-    assert [ask.sampling.temperature for ask in asked] == [annealed(k) for k in range(1, draws + 1)]
+    assert [ask.temperature for ask in asked] == [annealed(k) for k in range(1, draws + 1)]
     assert answer.response.text == str(winner) and len(answer.pool) == draws
 
 
@@ -200,7 +200,7 @@ def test_adaptive_without_a_schedule_keeps_the_law_of_the_cell_and_may_vote():
     verify = scored({"a=1": 0.5, "b=2": 0.4, "c=2": 0.4})
     replies = [[response(text)] for text in ("a=1", "b=2", "c=2")]
     asked, answer = play(adaptive_best_of_n(P, 3, rng(), verify, schedule=None, vote=True), *replies)
-    assert [ask.sampling for ask in asked] == [None] * 3 and answer.response.text == "b=2"
+    assert [ask.temperature for ask in asked] == [None] * 3 and answer.response.text == "b=2"
 
 
 # --- pruned best-of-N
