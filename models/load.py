@@ -53,6 +53,7 @@ class Loaded:
             beside the model are not part of it: they change nothing that the plain model draws.
         where: what was loaded.
         adapters: the adapters beside the plain model by name, each with a fingerprint of its own.
+        tempnet: a network that gives every token it draws a temperature (`extratime.models.tempnet`).
     """
 
     model: Any
@@ -60,6 +61,7 @@ class Loaded:
     fingerprint: str
     where: str
     adapters: Mapping[str, str] = field(default_factory=dict)
+    tempnet: Any = None
 
 
 def load(

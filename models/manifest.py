@@ -19,10 +19,11 @@ from typing import Any, Literal, TypeAlias, get_args
 from transformers import PreTrainedTokenizerBase
 
 from extratime.models.self_eval import SelfEval
+from extratime.models.tempnet import Temperatures
 
 NAME = "extratime.json"
 FORMAT = 1
-Kind: TypeAlias = Literal["full", "lora", "alora"]
+Kind: TypeAlias = Literal["full", "lora", "alora", "tempnet"]
 _PACKAGES = ("extratime", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets")
 
 
@@ -32,11 +33,13 @@ class Manifest:
 
     Attributes:
         recipe: the recipe that trained it: "sft", "self_eval", …
-        kind: full weights, a LoRA adapter, or an activated LoRA adapter that leaves the policy untouched.
+        kind: full weights, a LoRA adapter, an activated LoRA adapter that leaves the policy untouched, or a network of
+            temperatures beside it.
         base: the model it was trained from, as the recipe named it: a hub id, a folder or "embedded".
         revision: commit of the base on the hub, where it comes from there.
         base_sha256: one hash over the base's weight files, where it is a local folder.
         self_eval: the question and targets of a self-evaluation checkpoint.
+        temperatures: what a network of temperatures is.
         template_sha256: hash of the chat template it was trained with.
         settings: what the recipe file and the overrides said.
         seeds: by name.
@@ -52,6 +55,7 @@ class Manifest:
     revision: str | None = None
     base_sha256: str | None = None
     self_eval: SelfEval | None = None
+    temperatures: Temperatures | None = None
     template_sha256: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
@@ -92,12 +96,19 @@ def read(folder: Path) -> Manifest:
         said = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in fields(Manifest)}
         _refuse_unknown(said, known)
-        ask = said.get("self_eval")
-        if ask is not None:
-            _refuse_unknown(ask, {f.name for f in fields(SelfEval)})
-        return Manifest(**{**said, "self_eval": SelfEval(**ask) if ask is not None else None})
+        return Manifest(**{**said, **{name: _part(said.get(name), kind) for name, kind in _PARTS.items()}})
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _part(said: Mapping[str, Any] | None, kind: type[Any]) -> Any:
+    if said is None:
+        return None
+    _refuse_unknown(said, {f.name for f in fields(kind)})
+    return kind(**said)
+
+
+_PARTS = {"self_eval": SelfEval, "temperatures": Temperatures}
 
 
 def _refuse_unknown(said: Mapping[str, Any], known: Iterable[str]) -> None:

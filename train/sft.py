@@ -106,17 +106,31 @@ def task_rows(args: Config) -> Iterator[dict[str, Any]]:
             yield {"prompt": task.doc_to_text(doc), "completion": str(doc[args.solution])}
 
 
+def rows(args: Config) -> list[dict[str, Any]]:
+    """Prompt and completion of everything that the settings name."""
+    return (read_rows(args.data) if args.data else []) + list(task_rows(args) if args.tasks else [])
+
+
+def refuse_nothing(args: Config) -> None:
+    """Refuse settings that name nothing to learn from.
+
+    Raises:
+        ValueError: they do.
+    """
+    if not (args.data or args.tasks):
+        raise ValueError("nothing to learn from: name a file of rows (data) or tasks with worked solutions (tasks)")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe."""
     args, settings = run.parse(Config, argv)
-    if not (args.data or args.tasks):
-        raise ValueError("nothing to learn from: name a file of rows (data) or tasks with worked solutions (tasks)")
+    refuse_nothing(args)
     todo = run.begin("sft", args, settings, [args.data] if args.data else [])
     if todo is None:
         return
-    rows = (read_rows(args.data) if args.data else []) + list(task_rows(args) if args.tasks else [])
+    learned = Dataset.from_list(rows(args))
     model, tokenizer = run.load_policy(args)
-    run.fit(ColumnTrainer, args, todo, model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows))
+    run.fit(ColumnTrainer, args, todo, model=model, processing_class=tokenizer, train_dataset=learned)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class HFEngine:
     """Answers draws, scores and probes with a transformers model; see `extratime.models.request.Engine`.
 
     Args:
-        loaded: model and tokenizer; further adapters by name where it has any.
+        loaded: model and tokenizer; further adapters by name, and a network of temperatures, where it has any.
         slots: draws decoded at a time.
         kv_bytes: bytes of keys and values, about half for rows being decoded, half for prefixes kept; by default a
             share of what the device has.
@@ -60,13 +60,13 @@ class HFEngine:
         config = model.config.get_text_config(decoder=True)
         refuse_unusual(model, config)
         self._context, self._bound = context_length(config)
-        shape = shape_of(model, config)
+        shape = shape_of(model, config, loaded.tempnet)
         half = (kv_bytes or spare_bytes(model.device)) // 2
         self._packed = Packed(model)
         self._run = Runner(model, model.device, Pool(shape.layers), PrefixStore(half))
         token_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.dtype_bytes
         ends = end_tokens(model, loaded.tokenizer)
-        self._batch = Batch(self._run, ends, self._context, slots, half // token_bytes)
+        self._batch = Batch(self._run, ends, self._context, slots, half // token_bytes, loaded.tempnet)
         self._tokenizer = loaded.tokenizer
         self._encode, self._decode = encoder(loaded.tokenizer), decoder(loaded.tokenizer)
         self._asked: dict[Hashable, Score | Probe] = {}

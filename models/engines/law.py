@@ -10,13 +10,17 @@ and which of them a sort would drop is an accident.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from extratime.models.request import Sampling
+
+Heat: TypeAlias = Callable[[Tensor], Tensor]
+"""From logits [rows, vocabulary] to a temperature a row."""
 
 _HEAD = 1024
 """Likeliest tokens that are sorted before the whole vocabulary is; they nearly always hold the nucleus."""
@@ -65,13 +69,14 @@ class Laws:
         )
 
 
-def pick(logits: Tensor, laws: Laws, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pick(logits: Tensor, laws: Laws, uniform: Tensor, heat: Heat | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one token a row.
 
     Args:
         logits: [rows, vocabulary], float32.
         laws: the law of each row.
         uniform: [rows], in [0, 1).
+        heat: gives each row a temperature of its own, by which the law's is multiplied.
 
     Returns:
         Token ids, their log-probability under the model itself, and under the law (0 for greedy rows), each [rows].
@@ -80,17 +85,18 @@ def pick(logits: Tensor, laws: Laws, uniform: Tensor) -> tuple[Tensor, Tensor, T
         tokens = logits.argmax(-1, keepdim=True)
         raw = _log_prob(logits, tokens)
         return tokens[:, 0], raw, torch.zeros_like(raw)
-    scaled = logits if laws.all_plain else cut(logits * laws.scale, laws)
+    warm = logits / heat(logits)[:, None] if heat else logits
+    scaled = warm if laws.all_plain else cut(warm * laws.scale, laws)
     probabilities = scaled.softmax(-1)
     tokens = _invert(probabilities, uniform)
     tempered = probabilities.gather(1, tokens).log()[:, 0]
-    if laws.all_plain:
+    if laws.all_plain and not heat:
         return tokens[:, 0], tempered, tempered
     if laws.greedy.any():
         tokens = torch.where(laws.greedy, logits.argmax(-1, keepdim=True), tokens)
         tempered = tempered.masked_fill(laws.greedy[:, 0], 0.0)
     raw = _log_prob(logits, tokens)
-    return tokens[:, 0], raw, torch.where(laws.plain[:, 0], raw, tempered)
+    return tokens[:, 0], raw, tempered if heat else torch.where(laws.plain[:, 0], raw, tempered)
 
 
 def cut(scaled: Tensor, laws: Laws) -> Tensor:

@@ -93,6 +93,7 @@ def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
     from extratime.models.load import load
 
     loaded = load(base, dtype=spec.dtype, adapters=named, device=spec.device or _device())
+    loaded = _cooled(loaded, Path(model))
     engine = HFEngine(loaded, **({"slots": spec.slots} if spec.slots else {}))
     return Opened(engine, loaded.tokenizer, {"self_eval": _asked(loaded.tokenizer, known)})
 
@@ -102,7 +103,9 @@ def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], li
     base, asked = model, []
     if (Path(model) / manifest.NAME).is_file():
         said = manifest.read(Path(model))
-        if said.kind != "full":
+        if said.kind == "tempnet":
+            base = said.base
+        elif said.kind != "full":
             base, named = said.base, {said.recipe: model, **named}
         else:
             asked.append((None, said.self_eval))
@@ -126,6 +129,19 @@ def _refuse_other_base(base: str, named: Mapping[str, str]) -> None:
                 f"adapter {name!r} in {folder} was trained beside other weights than {base} holds now: "
                 "name the model it was trained on, or train it again"
             )
+
+
+def _cooled(loaded: Any, folder: Path) -> Any:
+    """What is loaded, with the network of temperatures that the folder holds, if it holds one."""
+    said = manifest.read(folder) if (folder / manifest.NAME).is_file() else None
+    if said is None or said.temperatures is None:
+        return loaded
+    from extratime.models import tempnet
+    from extratime.models.load import fingerprint
+
+    net = tempnet.load(said.temperatures, folder).to(loaded.model.device)
+    mark = fingerprint(folder, next(net.parameters()).dtype, f"{loaded.fingerprint} {said.temperatures}")
+    return replace(loaded, tempnet=net, fingerprint=mark)
 
 
 def _asked(tokenizer: Any, known: Sequence[tuple[str | None, Any]]) -> list[dict[str, Any]]:

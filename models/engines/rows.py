@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 
 from extratime.models.engines.decode import Context, Pieces, Runner, Tally
-from extratime.models.engines.law import Laws, pick
+from extratime.models.engines.law import Heat, Laws, pick
 from extratime.models.engines.memory import attempt, no_memory
 from extratime.models.engines.text import Text
 from extratime.models.request import Draw, Drawn, Failure, Reply, uniforms
@@ -103,6 +103,7 @@ class Batch:
         context: tokens up to which a row may grow.
         limit: rows at a time.
         tokens: tokens that all rows together may hold, counted as a rectangle.
+        heat: gives each row a temperature of its own.
         replies: finished draws, to be taken by whoever polls.
     """
 
@@ -111,6 +112,7 @@ class Batch:
     context: int
     limit: int
     tokens: int
+    heat: Heat | None = None
     replies: list[tuple[Hashable, Reply]] = field(default_factory=list)
     _rows: list[Row | None] = field(default_factory=list)
     _waiting: deque[Row] = field(default_factory=deque)
@@ -234,7 +236,8 @@ class Batch:
             self._laws = (rows, Laws.of([row.draw.sampling for row in rows], device))
         uniform = [uniforms(row.draw.seed, row.position, 1)[0] for row in rows]
         logits = self.run.step([row.ids[-1] for row in rows], lengths, [row.tally for row in rows])
-        picked = pick(logits, self._laws[1], torch.tensor(uniform, device=device, dtype=torch.float64))
+        drawn = torch.tensor(uniform, device=device, dtype=torch.float64)
+        picked = pick(logits, self._laws[1], drawn, self.heat)
         columns: list[list[float]] = torch.stack([column.double() for column in picked]).tolist()
         return columns
 

@@ -18,6 +18,7 @@ RUNS = {
     "alora": ("self_eval", {"adapter": "alora", "contrast": 0.5}),
     "lora": ("self_eval", {"adapter": "lora", "layout": "separate", "cuts": 3}),
     "full": ("self_eval", {"adapter": "full", "shuffle_labels": True}),
+    "tempnet": ("tempnet", {"width": 8}),
 }
 
 
@@ -29,7 +30,8 @@ def whole(tmp_path_factory):
     config = json.loads((base / "config.json").read_text())
     # Dropout, so that the state of the random numbers matters.
     (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    data = {"sft": write_rows(place / "sums.jsonl", sums()), "self_eval": write_rows(place / "draws.jsonl", draws())}
+    worked = write_rows(place / "sums.jsonl", sums())
+    data = {"sft": worked, "tempnet": worked, "self_eval": write_rows(place / "draws.jsonl", draws())}
     made = {}
 
     def run(kind):

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+import tiny
+import torch
+from launch import sums, write_rows, write_yaml
+from transformers import DataCollatorForSeq2Seq
+
+from extratime.evaluate.grid import EngineSpec
+from extratime.models import manifest
+from extratime.models.engines.open import open_engine
+from extratime.models.load import load
+from extratime.models.request import Draw, Sampling
+from extratime.models.tempnet import Temperatures, best_constant, entropy, loss, solve
+from extratime.train import tempnet
+
+CHAT = {
+    "prompt": [{"role": "user", "content": "1+1?"}],
+    "completion": [{"role": "assistant", "content": "2"}],
+}
+
+
+@pytest.mark.parametrize("row", [sums(1)[0], CHAT], ids=["text", "chat"])
+def test_labels_stand_on_the_completion_and_its_end(row):
+    tokenizer = tiny.tokenizer()
+    made = tempnet.tokens(row, tokenizer, None)
+    said = [label for label in made["labels"] if label != -100]
+    words = row["completion"] if isinstance(row["completion"], str) else row["completion"][0]["content"]
+    assert tokenizer.decode(said).strip() == words + "<|im_end|>"
+    assert made["input_ids"][-len(said) :] == said
+    short = tempnet.tokens(row, tokenizer, 5)
+    assert short["input_ids"] == made["input_ids"][:5] and short["labels"] == made["labels"][:5]
+
+
+def test_positions_are_those_before_the_labels():
+    model, tokenizer = tiny.model().eval(), tiny.tokenizer()
+    rows = [tempnet.tokens(row, tokenizer, None) for row in sums(5)]
+    logits, labels = tempnet.positions(model, DataCollatorForSeq2Seq(tokenizer)(rows))
+    expected = []
+    for row in rows:
+        at = [i - 1 for i, label in enumerate(row["labels"]) if label != -100]
+        expected.append(tiny.logits_of(model, row["input_ids"])[at])
+    assert labels.tolist() == [label for row in rows for label in row["labels"] if label != -100]
+    torch.testing.assert_close(logits, torch.cat(expected), atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    tiny.save(tmp_path / "base", scale=0.6)
+    write_rows(tmp_path / "sums.jsonl", sums(1000))
+
+    def file(**more):
+        told = {"model": tmp_path / "base", "data": tmp_path / "sums.jsonl", "use_cpu": True, "report_to": "none"}
+        told |= {"disable_tqdm": True, "per_device_train_batch_size": 32, "save_strategy": "no", "width": 128}
+        file = write_yaml(tmp_path / "r.yaml", **told, **more)
+        return ["--config", str(file), "--output_dir", str(tmp_path / "out")]
+
+    return file
+
+
+def test_it_learns_what_the_solver_knows_and_runs_beside_its_model(recipe, tmp_path):
+    said = Temperatures(entropy=2.0, low=0.05, high=3.0, width=128, normalise=False)
+    told = {"entropy": 2.0, "low": 0.05, "high": 3.0, "normalise": False}
+    tempnet.main(recipe(**told, max_steps=400, learning_rate=0.003))
+    made = manifest.verify(tmp_path / "out")
+    assert (made.recipe, made.kind, made.base) == ("tempnet", "tempnet", str(tmp_path / "base"))
+    assert made.temperatures == said
+    model, tokenizer = load(tmp_path / "base").model, tiny.tokenizer()
+    held = [tempnet.tokens(row, tokenizer, None) for row in sums(1200) if row not in sums(1000)]
+    logits, labels = tempnet.positions(model, DataCollatorForSeq2Seq(tokenizer)(held))
+    net = tempnet.tempnet.load(said, tmp_path / "out")
+
+    def mean(tau):
+        return loss(logits, labels, tau.float(), said.entropy).mean().item()
+
+    constant = mean(torch.full((len(logits),), best_constant(logits, said)))
+    oracle = mean(solve(logits, said))
+    with torch.no_grad():
+        tau = net(logits)
+        wrong = net(logits.roll(7, 0))
+    assert (constant - mean(tau)) / (constant - oracle) > 0.6
+    assert (constant - mean(wrong)) / (constant - oracle) < 0.1
+    assert (entropy(logits, tau) - said.entropy).abs().mean() < 0.5
+    plain, cool = (open_engine(str(tmp_path / name), {}, EngineSpec()) for name in ("base", "out"))
+    assert plain.engine.fingerprint != cool.engine.fingerprint
+    asks = [
+        [Draw(opened.engine.encode("1+1="), 5, law, 9) for law in (Sampling(0), Sampling())]
+        for opened in (plain, cool)
+    ]
+    replies = [tiny.serve(opened.engine, ask) for opened, ask in zip((plain, cool), asks, strict=True)]
+    assert tiny.same(replies[0][0], replies[1][0])
+    assert replies[1][1].logprobs != replies[1][1].tempered
+
+
+def test_nothing_to_learn_from_is_refused(recipe, tmp_path):
+    with pytest.raises(ValueError, match="temperatures need 0 < low < high"):
+        tempnet.main(recipe(max_steps=1, low=5.0))
+    (tmp_path / "sums.jsonl").write_text("")
+    with pytest.raises(ValueError, match="holds no rows"):
+        tempnet.main(recipe(max_steps=1))
+
+
+def test_the_folder_says_what_the_network_is(recipe, tmp_path):
+    tempnet.main(recipe(max_steps=1, high=1.2))
+    said = json.loads((tmp_path / "out" / manifest.NAME).read_text())
+    assert said["temperatures"] == {"entropy": 1.0, "low": 0.01, "high": 1.2, "width": 128, "normalise": True}
+    assert set(said["files"]) >= {"model.safetensors", "tokenizer.json"}

@@ -1,0 +1,129 @@
+"""Teach a network the temperature of every token, beside a frozen model (TempNet, arXiv 2404.04575).
+
+Contexts are worked solutions; only the positions of the completion count. A step reads a batch with the frozen model
+and moves the network down the robust loss ℓ = τ·CE(h/τ, y) − T_H·τ of `extratime.models.tempnet`, whose optimum is the
+temperature at which the next-token entropy is T_H = ln K − ρ. The label cancels: data only supply contexts.
+
+Deliberate deviations:
+- T_H (`entropy`) is the setting rather than ρ, which means nothing without the size K of the vocabulary.
+- The network begins at the best constant temperature of its first batch.
+- Trained by transformers' plain `Trainer` on the network alone: a checkpoint holds the network, not the model.
+
+    python -m extratime.train.tempnet --config recipes/tempnet/sums.yaml
+    accelerate launch --config_file recipes/accelerate/cpu.yaml -m extratime.train.tempnet --config …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Trainer
+
+from extratime.models import tempnet
+from extratime.models.tempnet import Temperatures, TempNet
+from extratime.train import run, sft
+
+
+@dataclass
+class Config(sft.Config):
+    """Settings of the temperature network; `data`, `tasks`, `problems` and `solution` as in the supervised warm-up.
+
+    Attributes:
+        entropy: T_H in nats.
+        low: lowest temperature.
+        high: highest temperature; 1 or a little more where tokens are exact, as in arithmetic.
+        width: of the hidden layers.
+        normalise: whether logits are scaled to length 1, as published.
+    """
+
+    entropy: float = Temperatures().entropy
+    low: float = Temperatures().low
+    high: float = Temperatures().high
+    width: int = Temperatures().width
+    normalise: bool = Temperatures().normalise
+
+    def __post_init__(self) -> None:
+        """Refuse temperatures that mean nothing, and keep the columns that the frozen model reads."""
+        Temperatures(self.entropy, self.low, self.high, self.width, self.normalise)
+        self.remove_unused_columns = False
+        super().__post_init__()
+
+    @property
+    def temperatures(self) -> Temperatures:
+        """What the network is."""
+        return Temperatures(self.entropy, self.low, self.high, self.width, self.normalise)
+
+
+class TempNetTrainer(Trainer):
+    """Trains the network on what `policy` gives; set by the recipe."""
+
+    policy: Any
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean of the robust loss over the completions' positions."""
+        logits, labels = positions(self.policy, inputs)
+        tau = model(logits)
+        loss = tempnet.loss(logits, labels, tau, self.args.entropy).mean()
+        return (loss, {"tau": tau}) if return_outputs else loss
+
+
+@torch.no_grad()
+def positions(policy: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [N, K] of the frozen model before each label of a batch, and the labels [N]; −100 is no label."""
+    labels = batch["labels"][:, 1:]
+    columns = (labels != -100).any(0).nonzero().squeeze(1)
+    read = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    logits = policy(**read, logits_to_keep=columns, use_cache=False).logits
+    labels = labels[:, columns]
+    real = labels != -100
+    return logits[real].float(), labels[real]
+
+
+def tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, longest: int | None) -> dict[str, list[int]]:
+    """Token ids of prompt and completion, texts or chats, with labels on the completion; cut at `longest`."""
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str):
+        before = tokenizer.encode(prompt)
+        whole = [*before, *tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
+    else:
+        before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template([*prompt, *completion], return_dict=False)
+    labels = [-100] * len(before) + whole[len(before) :]
+    return {"input_ids": whole[:longest], "labels": labels[:longest]}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the recipe."""
+    args, settings = run.parse(Config, argv)
+    sft.refuse_nothing(args)
+    todo = run.begin("tempnet", args, settings, [args.data] if args.data else [])
+    if todo is None:
+        return
+    policy, tokenizer = run.load_policy(args)
+    TempNetTrainer.policy = policy.requires_grad_(False).eval().to(args.device)
+    made = [tokens(row, tokenizer, args.max_length) for row in sft.rows(args)]
+    made = [row for row in made if any(label != -100 for label in row["labels"])]
+    collator = DataCollatorForSeq2Seq(tokenizer)
+    net = TempNet(args.temperatures, policy.config.vocab_size)
+    first = collator(made[: args.per_device_train_batch_size]).to(args.device)
+    net.to(args.device).settle(positions(policy, first)[0])
+    todo = replace(todo, manifest=replace(todo.manifest, kind="tempnet", temperatures=args.temperatures))
+    run.fit(
+        TempNetTrainer,
+        args,
+        todo,
+        model=net,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(made),
+        data_collator=collator,
+    )
+
+
+if __name__ == "__main__":
+    main()
