@@ -1,4 +1,4 @@
-# make demo    set-up and the main job on one machine: draw, train, evaluate, report (about 15 minutes on two cores)
+# make demo    set-up and the main job on one machine: draw, train, evaluate, report (about 13 minutes on two cores)
 # make test    set-up and the tests
 # make test-all  also those that take long
 PYTHON ?= python3

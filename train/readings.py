@@ -160,17 +160,9 @@ def _row(
     for i, (draw, label) in enumerate(group):
         found = [(int(min(t, room)), weight, part) for t, weight, part in places(len(draw.response), law, rng)]
         responses.append(list(draw.response[: max(t for t, _, _ in found)]))
-        readings += [
-            {
-                "response": i,
-                "cut": t,
-                "question": _asked(draw, t, questions),
-                "label": label,
-                "weight": w,
-                "part": part,
-            }
-            for t, w, part in found
-        ]
+        told = {"response": i, "label": label}
+        for t, weight, part in found:
+            readings.append(told | {"cut": t, "question": _asked(draw, t, questions), "weight": weight, "part": part})
     return {"prompt": list(prompt), "responses": responses, "readings": readings}
 
 

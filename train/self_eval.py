@@ -8,7 +8,7 @@ probability ρ and cut at ⌈uL⌉, u ~ U(0, 1], otherwise; the question follows
 
 Deliberate deviations:
 - The adapter is an activated LoRA, on from the question on: the policy stays bit-identical and its KV cache is reused
-  (`adapter: lora` and `adapter: full` change the policy).
+  (`adapter: lora` reads the response again beside an unchanged policy, `adapter: full` changes the policy).
 - Soft labels in place of one random opponent, and, with `cuts` > 1, one whole reading and one from each of `cuts` − 1
   equal parts of the response, weighted to the same law: same expectations, less variance.
 - `contrast` adds, for pairs of one prompt and part with ŵ_i > ŵ_j, the mean of log(1 + exp(d_j − d_i)),
@@ -21,9 +21,9 @@ Deliberate deviations:
 - No KL term: under the default adapter there is nothing to hold.
 
 `data` is a JSONL of draws, one `{"problem": id, "prompt": text, "response": text, "reward": number}` a line, and where
-known the token ids drawn as "tokens" (without the end token) and "prompt_ids".
+known the token ids drawn as "tokens" (without the end token), "prompt_ids", and "logprobs" of the tokens drawn.
 
-    python -m extratime.train.self_eval --config recipes/self_eval/embedded.yaml
+    python -m extratime.train.self_eval --config recipes/self_eval/sums.yaml
     accelerate launch --config_file recipes/accelerate/zero3.yaml -m extratime.train.self_eval --config …
 """
 
@@ -54,7 +54,7 @@ class Config(run.SFTRunConfig):
         good: the answer that keeps a response; one token.
         bad: the answer that starts over; one token.
         chat: whether the chat template makes the question a turn.
-        adapter: "alora" leaves the policy as it is; "lora" and "full" change it.
+        adapter: "alora", on from the question on; "lora", on from the prompt on; "full", which changes the policy.
         rank: of the adapter.
         alpha: scale of the adapter.
         target_modules: names of the adapted modules, or "all-linear".

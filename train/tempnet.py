@@ -7,10 +7,11 @@ temperature at which the next-token entropy is T_H = ln K − ρ. The label canc
 Deliberate deviations:
 - T_H (`entropy`) is the setting rather than ρ, which means nothing without the size K of the vocabulary.
 - The network begins at the best constant temperature of its first batch.
-- Trained by transformers' plain `Trainer` on the network alone: a checkpoint holds the network, not the model.
+- Trained by transformers' plain `Trainer` on the network alone: a checkpoint holds the network, not the model, which
+  stands whole on every device.
 
     python -m extratime.train.tempnet --config recipes/tempnet/sums.yaml
-    accelerate launch --config_file recipes/accelerate/cpu.yaml -m extratime.train.tempnet --config …
+    accelerate launch --config_file recipes/accelerate/zero2.yaml -m extratime.train.tempnet --config …
 """
 
 from __future__ import annotations
@@ -98,10 +99,24 @@ def tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, longest: 
     return {"input_ids": whole[:longest], "labels": labels[:longest]}
 
 
+def refuse_sharding(plugin: Any) -> None:
+    """Refuse ZeRO-3, which would shard the frozen model and gather it for nobody.
+
+    Raises:
+        ValueError: accelerate was told to.
+    """
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ValueError(
+            "the frozen model is no part of what DeepSpeed trains, so ZeRO-3 cannot shard it: launch with "
+            "recipes/accelerate/zero2.yaml, or without DeepSpeed"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe."""
     args, settings = run.parse(Config, argv)
     sft.refuse_nothing(args)
+    refuse_sharding(args.deepspeed_plugin)
     todo = run.begin("tempnet", args, settings, [args.data] if args.data else [])
     if todo is None:
         return

@@ -296,12 +296,6 @@ def pruning(grid):
     yield versus("pruned by g − by chance", grid.scores("pruned self"), grid.scores("pruned by chance"), note=note)
 
 
-def plainly(told):
-    """A row without NumPy's types."""
-    holds = None if told["holds"] is None else bool(told["holds"])
-    return told | {"value": round(float(told["value"]), 4), "holds": holds}
-
-
 def policy(args):
     """Whether the adapter leaves the policy's draws as they are: both are drawn by one fingerprint."""
     prints = {
@@ -348,7 +342,7 @@ def main():
     rows = [*ranking(grid, parts)]
     for part in (selection, voting, allocation, pruning):
         rows += part(grid)
-    rows = [plainly(each) for each in (*rows, *policy(args))]
+    rows += policy(args)
     show(rows, args.json)
     for each in rows:
         print(json.dumps(each, ensure_ascii=False))

@@ -6,6 +6,8 @@ from typing import Any
 
 
 def row(name: str, value: float | None, bar: str = "", holds: bool | None = None, note: str = "") -> dict[str, Any]:
+    """One row; numbers may be NumPy's."""
+    value, holds = None if value is None else float(value), None if holds is None else bool(holds)
     return {"name": name, "value": value, "bar": bar, "holds": holds, "note": note}
 
 

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -105,3 +106,10 @@ def test_the_folder_says_what_the_network_is(recipe, tmp_path):
     said = json.loads((tmp_path / "out" / manifest.NAME).read_text())
     assert said["temperatures"] == {"entropy": 1.0, "low": 0.01, "high": 1.2, "width": 128, "normalise": True}
     assert set(said["files"]) >= {"model.safetensors", "tokenizer.json"}
+
+
+def test_sharding_the_frozen_model_is_refused():
+    for plugin in (None, SimpleNamespace(zero_stage=2)):
+        tempnet.refuse_sharding(plugin)
+    with pytest.raises(ValueError, match=r"ZeRO-3 cannot shard it: launch with recipes/accelerate/zero2\.yaml"):
+        tempnet.refuse_sharding(SimpleNamespace(zero_stage=3))
