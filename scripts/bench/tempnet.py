@@ -4,7 +4,7 @@
 
 Logits of the completions' positions are read once and restricted to the likeliest tokens. The network learns from two
 thirds of the problems and is weighed on the others, beside the exact solver, the best constant temperature, and itself
-fed with the logits of another position.
+fed with the logits of another position; in the published form, and with the scale of the logits kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from scipy.stats import spearmanr
 from table import at_least, at_most, row, show
-from tqdm import trange
+from tqdm import tqdm, trange
 from transformers import DataCollatorForSeq2Seq
 
 from extratime.models.load import load
@@ -30,21 +30,23 @@ def cached(args):
     loaded = load(args.model, dtype=torch.float32)
     settings = sft.Config(output_dir=".", model=args.model, tasks=TASKS, problems=args.problems, report_to="none")
     rows = [tempnet.tokens(each, loaded.tokenizer, None) for each in sft.rows(settings)]
-    found, collate = [], DataCollatorForSeq2Seq(loaded.tokenizer)
-    for begin in trange(0, len(rows), 32, desc="logits"):
-        found.append(tempnet.positions(loaded.model, collate(rows[begin : begin + 32])))
-    mass = sum(logits.softmax(-1).sum(0) for logits, _ in found)
-    mass.index_add_(0, torch.cat([labels for _, labels in found]), torch.full((sum(len(y) for _, y in found),), 1e3))
-    kept = mass.topk(args.vocabulary).indices.sort().values
-    held = [i for i in range(len(found)) if i % 3 == 2]
-    parts = [[i for i in range(len(found)) if i not in held], held]
-    return [
-        (
-            torch.cat([found[i][0][:, kept] for i in part]),
-            torch.searchsorted(kept, torch.cat([found[i][1] for i in part])),
-        )
-        for part in parts
-    ]
+    collate = DataCollatorForSeq2Seq(loaded.tokenizer)
+    batches = [collate(rows[begin : begin + 32]) for begin in range(0, len(rows), 32)]
+    kept = likeliest(loaded.model, batches, args.vocabulary)
+    found = []
+    for batch in tqdm(batches, desc="logits"):
+        logits, labels = tempnet.positions(loaded.model, batch)
+        found.append((logits[:, kept], torch.searchsorted(kept, labels)))
+    parts = [[pair for i, pair in enumerate(found) if (i % 3 == 2) == held] for held in (False, True)]
+    return [tuple(torch.cat(column) for column in zip(*part, strict=True)) for part in parts]
+
+
+def likeliest(policy, batches, count):
+    """The tokens, sorted, that are most probable on every tenth batch, all labels among them."""
+    mass = sum(tempnet.positions(policy, batch)[0].softmax(-1).sum(0) for batch in batches[::10])
+    labels = torch.cat([batch["labels"].flatten() for batch in batches])
+    mass[labels[labels != -100].unique()] = torch.inf
+    return mass.topk(count).indices.sort().values
 
 
 def train(args, said, logits, labels):
@@ -52,11 +54,13 @@ def train(args, said, logits, labels):
     net = TempNet(said, logits.shape[1])
     net.settle(logits[:4096])
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, args.steps)
     for _ in trange(args.steps, desc="steps"):
         at = torch.randint(len(logits), (512,))
         optimiser.zero_grad()
         loss(logits[at], labels[at], net(logits[at]), said.entropy).mean().backward()
         optimiser.step()
+        decay.step()
     return net.eval()
 
 
@@ -110,18 +114,21 @@ def arguments():
     parser.add_argument("--problems", type=int, default=1000, help="of each of the three tasks")
     parser.add_argument("--vocabulary", type=int, default=1024)
     parser.add_argument("--entropy", type=float, default=1.0)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--plain", action="store_true", help="keep the scale of the logits (normalise: false)")
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def main():
     args = arguments()
-    said = Temperatures(entropy=args.entropy, normalise=not args.plain)
     (logits, labels), held = cached(args)
-    net = train(args, said, logits, labels)
-    show([*gradient(said, logits, labels), *held_out(said, net, *held)], args.json)
+    rows = list(gradient(Temperatures(entropy=args.entropy), logits, labels))
+    for normalise in (True, False):
+        said = Temperatures(entropy=args.entropy, normalise=normalise)
+        net = train(args, said, logits, labels)
+        form = "as published" if normalise else "scale kept"
+        rows += [each | {"name": f"{form}: {each['name']}"} for each in held_out(said, net, *held)]
+    show(rows, args.json)
 
 
 if __name__ == "__main__":
