@@ -32,6 +32,7 @@ from extratime.models.engines.open import open_engine
 
 TASKS = ["sums_easy", "sums_medium", "sums_hard"]
 DRAWS, FRACTIONS, LENGTH = 16, (0.25, 0.5, 1.0), 32
+TIE = 0.05
 ADAPTERS = {
     "self_eval": [],
     "shuffled": ["--shuffle_labels", "true"],
@@ -116,6 +117,11 @@ class Grid:
     def rewards(self):
         pools = [self.cells["self", DRAWS][p]["pool"] for p in self.problems]
         return [[self.responses[name]["score"] for name, _ in pool] for pool in pools]
+
+    def first_of_the_best(self, label):
+        """The score of the first draw whose weight is within TIE of the highest, for each problem."""
+        chosen = zip(self.rewards(), self.weights(label), strict=True)
+        return [rewards[next(i for i, w in enumerate(own) if w >= max(own) - TIE)] for rewards, own in chosen]
 
     def weights(self, label):
         return [
@@ -241,7 +247,20 @@ def selection(grid):
     yield versus("best-of-16 by g − by likelihood", g, likelihood)
     yield versus("best-of-16 by g − where the question tells nothing", g, grid.scores("plain"))
     gain = np.mean(grid.scores("shuffled")) - mean
-    yield row("control: gain of best-of-16 by shuffled labels", gain, "within ±0.02", abs(gain) <= 0.02)
+    yield row("best-of-16 by shuffled labels − pass@1", gain, "within ±0.02", abs(gain) <= 0.02)
+
+
+def ties(grid):
+    """Best-of-16 where a lead of less than TIE counts for nothing, so that what is nearly constant chooses nothing."""
+    ours, control, pass1 = grid.first_of_the_best("self"), grid.first_of_the_best("shuffled"), grid.pass1()
+    spread = {label: np.median([max(w) - min(w) for w in grid.weights(label)]) for label in ("self", "shuffled")}
+    note = f"median spread of g within a problem {spread['shuffled']:.3f}, trained {spread['self']:.3f}"
+    gain = np.mean(control) - np.mean(pass1)
+    yield row("control: gain by shuffled labels, ties", gain, "within ±0.02", abs(gain) <= 0.02, note)
+    yield versus("best-of-16 by g − pass@1, ties", ours, pass1)
+    tokens = [np.mean(grid.tokens(label)) for label in ("self", "shuffled")]
+    note = "mean tokens {:.1f} and {:.1f}".format(*tokens)
+    yield versus("best-of-16 by g − by shuffled labels, ties", ours, control, note=note)
 
 
 def voting(grid):
@@ -250,6 +269,8 @@ def voting(grid):
     yield at_least("g-weighted vote@16 − majority@16", np.mean(vote) - np.mean(majority), 0, note)
     yield versus("g-weighted vote@16 − pass@1", vote, grid.pass1())
     yield against_control(grid, "g-weighted vote@16 − by shuffled labels", "vote self", "vote shuffled")
+    moved = np.mean(grid.scores("vote shuffled")) - np.mean(majority)
+    yield row("control: vote@16 by shuffled labels − majority@16", moved, "within ±0.02", abs(moved) <= 0.02)
 
 
 def allocation(grid):
@@ -340,7 +361,7 @@ def main():
     grid = Grid(evaluate(args, "test", args.test, entries(real, shuffled, look)))
     parts = readings(args, "test")
     rows = [*ranking(grid, parts)]
-    for part in (selection, voting, allocation, pruning):
+    for part in (selection, ties, voting, allocation, pruning):
         rows += part(grid)
     rows += policy(args)
     show(rows, args.json)
