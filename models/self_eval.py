@@ -103,9 +103,12 @@ def tell(question: str, logprobs: Sequence[float]) -> str:
 
 def question_ids(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> tuple[tuple[int, ...], ...]:
     """Token ids that are appended to those of a response: one question, or one for each level that it can tell."""
+    return tuple(tuple(tokenizer.encode(text, add_special_tokens=False)) for text in _texts(tokenizer, ask))
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, ask: SelfEval) -> list[str]:
     suffix = question_suffix(tokenizer, ask)
-    texts = [suffix.replace(WEAKEST, str(n)) for n in range(_LEVELS)] if ask.tells else [suffix]
-    return tuple(tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    return [suffix.replace(WEAKEST, str(n)) for n in range(_LEVELS)] if ask.tells else [suffix]
 
 
 def invocation_ids(questions: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -134,9 +137,9 @@ def _answer_id(tokenizer: PreTrainedTokenizerBase, ask: SelfEval, answer: str) -
     if len(ids) != 1:
         pieces = [tokenizer.decode([i]) for i in ids]
         raise ValueError(f"target {answer!r} is {len(ids)} tokens of {tokenizer.name_or_path} {pieces}, not one")
-    for before in question_ids(tokenizer, ask):
-        text = tokenizer.decode(before) + answer
-        if tuple(tokenizer.encode(text, add_special_tokens=False)) != (*before, ids[0]):
+    for before in _texts(tokenizer, ask):
+        alone, together = (tokenizer.encode(text, add_special_tokens=False) for text in (before, before + answer))
+        if together != [*alone, ids[0]]:
             raise ValueError(f"target {answer!r} merges with the end of the question in {tokenizer.name_or_path}")
     return int(ids[0])
 

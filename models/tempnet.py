@@ -76,7 +76,8 @@ class TempNet(nn.Module):
         z = self.projection(self.dropout(torch.sigmoid(self.transformation(x))))
         p = (z / self.sharpness.exp()).softmax(-1)
         q = self.pooling((p - 1 / self.said.width) * z).squeeze(-1)
-        return self.said.low + (self.said.high - self.said.low) * torch.sigmoid(q.float())
+        tau: Tensor = self.said.low + (self.said.high - self.said.low) * torch.sigmoid(q.float())
+        return tau
 
     @torch.no_grad()
     def settle(self, logits: Tensor) -> None:
@@ -89,7 +90,8 @@ def entropy(logits: Tensor, tau: Tensor | float) -> Tensor:
     """Entropy in nats [...] of softmax(logits / tau), logits [..., K] and tau [...]."""
     told = torch.as_tensor(tau, device=logits.device)[..., None]
     logs = (logits / told).log_softmax(-1)
-    return torch.special.entr(logs.exp()).sum(-1)
+    each: Tensor = torch.special.entr(logs.exp())
+    return each.sum(-1)
 
 
 def loss(logits: Tensor, labels: Tensor, tau: Tensor, target: float) -> Tensor:
@@ -146,4 +148,5 @@ class Cooler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [rows, K], each row divided by its own temperature."""
-        return scores / self.net(scores)[:, None]
+        tau: Tensor = self.net(scores)
+        return scores / tau[:, None]

@@ -100,7 +100,8 @@ def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
 
 def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], list[tuple[str | None, Any]]]:
     """Base model, adapters, and (adapter, question) of each checkpoint that was taught to evaluate itself."""
-    base, asked = model, []
+    base = model
+    asked: list[tuple[str | None, Any]] = []
     if (Path(model) / manifest.NAME).is_file():
         said = manifest.read(Path(model))
         if said.kind == "tempnet":
@@ -195,8 +196,9 @@ def _shape(where: str) -> Shape | None:
 
     try:
         config = AutoConfig.from_pretrained(embedded_folder() if where == EMBEDDED else where, trust_remote_code=False)
+        build: Any = AutoModelForCausalLM
         with torch.device("meta"):
-            return shape_of(AutoModelForCausalLM.from_config(config), config)
+            return shape_of(build.from_config(config), config)
     except (OSError, ValueError, AttributeError):  # no configuration, or not one of a model with attention heads
         return None
 
