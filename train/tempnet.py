@@ -48,8 +48,7 @@ class Config(sft.Config):
     normalise: bool = Temperatures().normalise
 
     def __post_init__(self) -> None:
-        """Refuse temperatures that mean nothing, and keep the columns that the frozen model reads."""
-        Temperatures(self.entropy, self.low, self.high, self.width, self.normalise)
+        """Keep the columns that the frozen model reads."""
         self.remove_unused_columns = False
         super().__post_init__()
 
@@ -117,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, settings = run.parse(Config, argv)
     sft.refuse_nothing(args)
     refuse_sharding(args.deepspeed_plugin)
+    said = args.temperatures  # refuses what means nothing, before anything is loaded
     todo = run.begin("tempnet", args, settings, [args.data] if args.data else [])
     if todo is None:
         return
@@ -125,10 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = [tokens(row, tokenizer, args.max_length) for row in sft.rows(args)]
     made = [row for row in made if any(label != -100 for label in row["labels"])]
     collator = DataCollatorForSeq2Seq(tokenizer)
-    net = TempNet(args.temperatures, policy.config.vocab_size)
+    net = TempNet(said, policy.config.vocab_size)
     first = collator(made[: args.per_device_train_batch_size]).to(args.device)
     net.to(args.device).settle(positions(policy, first)[0])
-    todo = replace(todo, manifest=replace(todo.manifest, kind="tempnet", temperatures=args.temperatures))
+    todo = replace(todo, manifest=replace(todo.manifest, kind="tempnet", temperatures=said))
     run.fit(
         TempNetTrainer,
         args,

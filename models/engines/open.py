@@ -102,8 +102,7 @@ def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], li
     """Base model, adapters, and (adapter, question) of each checkpoint that was taught to evaluate itself."""
     base = model
     asked: list[tuple[str | None, Any]] = []
-    if (Path(model) / manifest.NAME).is_file():
-        said = manifest.read(Path(model))
+    if said := _said(model):
         if said.kind == "tempnet":
             base = said.base
         elif said.kind != "full":
@@ -111,9 +110,14 @@ def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], li
         else:
             asked.append((None, said.self_eval))
     for name, folder in named.items():
-        if (Path(folder) / manifest.NAME).is_file():
-            asked.append((name, manifest.read(Path(folder)).self_eval))
+        if said := _said(folder):
+            asked.append((name, said.self_eval))
     return base, named, [(name, ask) for name, ask in asked if ask]
+
+
+def _said(folder: str | Path) -> manifest.Manifest | None:
+    """The manifest of a folder that a recipe wrote, or None."""
+    return manifest.read(Path(folder)) if (Path(folder) / manifest.NAME).is_file() else None
 
 
 def _refuse_other_base(base: str, named: Mapping[str, str]) -> None:
@@ -122,19 +126,19 @@ def _refuse_other_base(base: str, named: Mapping[str, str]) -> None:
     Raises:
         ValueError: one was; the message names it.
     """
-    now = manifest.hash_weights(Path(base)) if named and Path(base).is_dir() else None
-    for name, folder in named.items():
-        said = manifest.read(Path(folder)).base_sha256 if (Path(folder) / manifest.NAME).is_file() else None
-        if now and said and said != now:
+    told = {name: said.base_sha256 for name, folder in named.items() if (said := _said(folder)) and said.base_sha256}
+    now = manifest.hash_weights(Path(base)) if told and Path(base).is_dir() else None
+    for name, then in told.items():
+        if now and then != now:
             raise ValueError(
-                f"adapter {name!r} in {folder} was trained beside other weights than {base} holds now: "
+                f"adapter {name!r} in {named[name]} was trained beside other weights than {base} holds now: "
                 "name the model it was trained on, or train it again"
             )
 
 
 def _cooled(loaded: Any, folder: Path) -> Any:
     """What is loaded, with the network of temperatures that the folder holds, if it holds one."""
-    said = manifest.read(folder) if (folder / manifest.NAME).is_file() else None
+    said = _said(folder)
     if said is None or said.temperatures is None:
         return loaded
     from extratime.models import tempnet

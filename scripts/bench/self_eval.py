@@ -215,9 +215,11 @@ def versus(name, a, b, least=0.0, note=""):
     return row(name, d.value, bar, d.value >= least and d.low > 0, told)
 
 
-def against_control(grid, name, label, control):
+def against_control(grid, name, label, control, scores=None):
+    """A strategy beside its control, whose tokens are told; by the grid's own scores unless others are given."""
+    ours, theirs = scores or (grid.scores(label), grid.scores(control))
     tokens = [np.mean(grid.tokens(each)) for each in (label, control)]
-    return versus(name, grid.scores(label), grid.scores(control), note="mean tokens {:.1f} and {:.1f}".format(*tokens))
+    return versus(name, ours, theirs, note="mean tokens {:.1f} and {:.1f}".format(*tokens))
 
 
 def within(scores, rewards):
@@ -258,9 +260,8 @@ def ties(grid):
     gain = np.mean(control) - np.mean(pass1)
     yield row("control: gain by shuffled labels, ties", gain, "within ±0.02", abs(gain) <= 0.02, note)
     yield versus("best-of-16 by g − pass@1, ties", ours, pass1)
-    tokens = [np.mean(grid.tokens(label)) for label in ("self", "shuffled")]
-    note = "mean tokens {:.1f} and {:.1f}".format(*tokens)
-    yield versus("best-of-16 by g − by shuffled labels, ties", ours, control, note=note)
+    name = "best-of-16 by g − by shuffled labels, ties"
+    yield against_control(grid, name, "self", "shuffled", (ours, control))
 
 
 def voting(grid):
