@@ -25,7 +25,9 @@ QUIET = {
 }
 ROOT = Path(__file__).parents[1]
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["extratime.train.sft", "extratime.train.self_eval", "deepspeed", "wandb"])
+_forks.set_forkserver_preload(
+    ["extratime.train.sft", "extratime.train.self_eval", "extratime.train.grpo", "deepspeed", "wandb"]
+)
 
 
 @dataclass
@@ -192,6 +194,19 @@ def use_poison(at, harm):
     sft.ColumnTrainer = poison(at, harm)
 
 
+def reward_letters():
+    """Have grpo reward what a random model can do: letters whose codes are even."""
+    from extratime.train import grpo
+
+    grpo.Problems.reward = lambda self, text, problem: sum(ord(letter) % 2 == 0 for letter in text) / (len(text) + 1)
+
+
+def in_turn(*functions):
+    """Call each function."""
+    for function in functions:
+        function()
+
+
 def use_hub(folder):
     """Look for hub models in a folder of the test; the forked process has read its environment already."""
     from huggingface_hub import constants
@@ -257,4 +272,5 @@ def draws(problems=6, each=4, seed=0):
 def logged(checkpoint):
     """Every number that a run logged up to a checkpoint, but for clocks."""
     history = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["log_history"]
-    return [{key: value for key, value in entry.items() if "per_second" not in key} for entry in history]
+    clocks = ("per_second", "step_time")
+    return [{key: v for key, v in entry.items() if not any(clock in key for clock in clocks)} for entry in history]

@@ -28,7 +28,7 @@ import yaml
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from trl import SFTConfig, TrlParser
+from trl import GRPOConfig, SFTConfig, TrlParser
 
 from extratime.models import manifest
 from extratime.models.load import load
@@ -42,7 +42,7 @@ _FREE = {"output_dir", "resume", "fresh_optimizer", "report_to", "run_name", "lo
 
 @dataclass
 class RunConfig:
-    """What every recipe can be told, beside its trainer's own settings.
+    """What every recipe can be told; stands before its trainer's own settings (`SFTRunConfig`, `GRPORunConfig`).
 
     Attributes:
         model: hub id, folder of a model or checkpoint, or "embedded".
@@ -89,7 +89,12 @@ class SFTRunConfig(RunConfig, SFTConfig):
     """A run of TRL's SFT trainer."""
 
 
-Config = TypeVar("Config", bound=SFTRunConfig)
+@dataclass
+class GRPORunConfig(RunConfig, GRPOConfig):
+    """A run of TRL's GRPO trainer."""
+
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def parse(config: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, dict[str, Any]]:
@@ -136,7 +141,7 @@ class Run:
     manifest: Manifest
 
 
-def begin(recipe: str, args: SFTRunConfig, settings: Mapping[str, Any], inputs: Sequence[str]) -> Run | None:
+def begin(recipe: str, args: RunConfig, settings: Mapping[str, Any], inputs: Sequence[str]) -> Run | None:
     """Look at the output folder before anything is loaded.
 
     Args:
@@ -172,7 +177,7 @@ def _existing(name: str) -> Path:
     return Path(name)
 
 
-def _finished(args: SFTRunConfig, run: Manifest) -> bool:
+def _finished(args: RunConfig, run: Manifest) -> bool:
     folder = Path(args.output_dir)
     if not (folder / manifest.NAME).is_file():
         return False
@@ -194,7 +199,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {before.get(key)} → {now.get(key)}" for key in keys]
 
 
-def _resume_point(args: SFTRunConfig, run: Manifest) -> Path | None:
+def _resume_point(args: RunConfig, run: Manifest) -> Path | None:
     folder = Path(args.output_dir)
     if args.resume == "never":
         if checkpoints.numbered(folder):
@@ -213,7 +218,7 @@ def _resume_point(args: SFTRunConfig, run: Manifest) -> Path | None:
     return _compatible(place, args, run)
 
 
-def _compatible(place: Path, args: SFTRunConfig, run: Manifest) -> Path:
+def _compatible(place: Path, args: RunConfig, run: Manifest) -> Path:
     marker = checkpoints.read_marker(place)
     data = differences(marker.inputs, run.inputs)
     if data:
@@ -241,7 +246,7 @@ def _on_main(args: TrainingArguments, look: Callable[[], Value]) -> Value:
     return told[0]
 
 
-def load_policy(args: SFTRunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(args: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer that the settings name.
 
     Raises:
@@ -253,7 +258,7 @@ def load_policy(args: SFTRunConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     return loaded.model, loaded.tokenizer
 
 
-def fit(trainer: type[Trainer], args: SFTRunConfig, run: Run, **parts: Any) -> None:
+def fit(trainer: type[Trainer], args: RunConfig, run: Run, **parts: Any) -> None:
     """Train and save; exits with 128 + signal if the run was told to stop.
 
     Args:
@@ -274,7 +279,7 @@ def fit(trainer: type[Trainer], args: SFTRunConfig, run: Run, **parts: Any) -> N
     _save(session, args, run.manifest)
 
 
-def choose_wandb(args: SFTRunConfig) -> None:
+def choose_wandb(args: RunConfig) -> None:
     """Have W&B write into the run's folder, and offline where there is no account; the environment goes first."""
     if "wandb" not in args.report_to:
         return
@@ -289,7 +294,7 @@ def choose_wandb(args: SFTRunConfig) -> None:
     Path(os.environ["WANDB_DIR"]).mkdir(parents=True, exist_ok=True)
 
 
-def _save(session: Any, args: SFTRunConfig, told: Manifest) -> None:
+def _save(session: Any, args: RunConfig, told: Manifest) -> None:
     folder = Path(args.output_dir)
     partial = folder / checkpoints.PARTIAL / "final"
     session.save_model(str(partial), _internal_call=True)
@@ -311,7 +316,7 @@ def _save(session: Any, args: SFTRunConfig, told: Manifest) -> None:
     session.accelerator.wait_for_everyone()
 
 
-def _commit(args: SFTRunConfig) -> str | None:
+def _commit(args: RunConfig) -> str | None:
     """The commit of a model that came from the hub."""
     if Path(args.model).is_dir():
         return None

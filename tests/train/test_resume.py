@@ -9,7 +9,19 @@ from functools import partial
 import pytest
 import tiny
 import torch
-from launch import begin, die_after, die_at, draws, logged, sums, train, write_rows, write_yaml
+from launch import (
+    begin,
+    die_after,
+    die_at,
+    draws,
+    in_turn,
+    logged,
+    reward_letters,
+    sums,
+    train,
+    write_rows,
+    write_yaml,
+)
 from safetensors.torch import load_file
 
 STEPS = 7
@@ -19,7 +31,11 @@ RUNS = {
     "lora": ("self_eval", {"adapter": "lora", "layout": "separate", "cuts": 3}),
     "full": ("self_eval", {"adapter": "full", "shuffle_labels": True}),
     "tempnet": ("tempnet", {"width": 8}),
+    "grpo": ("grpo", {"num_iterations": 3}),
+    "grpo, many steps": ("grpo", {"steps_per_generation": 4, "beta": 0.1, "entropy_coef": 0.01}),
 }
+BEFORE = {"grpo": (reward_letters,)}
+"""By recipe, what happens in its process before it starts."""
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +46,17 @@ def whole(tmp_path_factory):
     config = json.loads((base / "config.json").read_text())
     # Dropout, so that the state of the random numbers matters.
     (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    worked = write_rows(place / "sums.jsonl", sums())
+    worked = write_rows(place / "sums.jsonl", sums(8))
     data = {"sft": worked, "tempnet": worked, "self_eval": write_rows(place / "draws.jsonl", draws())}
     made = {}
 
     def run(kind):
         if kind not in made:
             name, more = RUNS[kind]
-            file = write_yaml(place / f"{kind}.yaml", **settings(base, data[name], name), **more)
+            file = write_yaml(place / f"{kind}.yaml", **settings(base, data.get(name), name), **more)
             out = place / kind
-            assert train(place, name, "--config", file, "--output_dir", out)[0] == 0
+            before = partial(in_turn, *BEFORE.get(name, ()))
+            assert train(place, name, "--config", file, "--output_dir", out, before=before)[0] == 0
             made[kind] = name, file, out
         return made[kind]
 
@@ -48,9 +65,9 @@ def whole(tmp_path_factory):
 
 def settings(base, data, name):
     asked = {"question": "ok?", "good": "n", "bad": "y", "responses": 2, "rank": 4, "alpha": 8}
+    drawn = {"tasks": ["sums_easy"], "problems": 9, "num_generations": 2, "max_completion_length": 5}
     return {
         "model": base,
-        "data": data,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "max_steps": STEPS,
@@ -58,7 +75,8 @@ def settings(base, data, name):
         "logging_steps": 3,
         "learning_rate": 0.01,
         "use_cpu": True,
-        **(asked if name == "self_eval" else {}),
+        **({"data": data} if data else {}),
+        **{"self_eval": asked, "grpo": drawn}.get(name, {}),
     }
 
 
@@ -88,10 +106,11 @@ def test_a_killed_run_ends_bitwise_like_one_that_was_not(kind, whole, tmp_path):
     name, file, reference = whole(kind)
     words = ("--config", file, "--output_dir", tmp_path / "out")
     step = random.randrange(2, STEPS)
-    code, said = train(tmp_path, name, *words, before=partial(die_after, step))
+    first = BEFORE.get(name, ())
+    code, said = train(tmp_path, name, *words, before=partial(in_turn, *first, partial(die_after, step)))
     assert code == -signal.SIGKILL, said
     assert not (tmp_path / "out" / "extratime.json").exists()
-    code, said = train(tmp_path, name, *words)
+    code, said = train(tmp_path, name, *words, before=partial(in_turn, *first))
     assert code == 0 and f"going on from {tmp_path / 'out'}/checkpoint-{step // 2 * 2}" in said, (step, said)
     assert_same(tmp_path / "out", reference)
 
