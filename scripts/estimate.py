@@ -4,9 +4,9 @@
 
 Memory of one GPU: weights and gradients in bfloat16 and Adam's three float32 numbers, 2 + 2 + 12 bytes a trained
 parameter, sharded as the ZeRO stage says; activations kept between layers, one layer's inside, and the logits of a
-batch in float32. Time: 6 operations a trained parameter and token (8 where activations are computed anew), at a third of
-the peak; drawing reads the weights once a token of 64 rows. Start-up, saving and waiting are left out. Sizes are of the
-models' own configurations. Nothing here was measured.
+batch in float32. Time: 6 operations a trained parameter and token (8 where activations are computed anew), at a third
+of the peak; drawing reads the weights once a token of 64 rows. Start-up, saving and waiting are left out. Sizes are of
+the models' own configurations. Nothing here was measured.
 """
 
 from __future__ import annotations
