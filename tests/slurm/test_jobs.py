@@ -1,0 +1,84 @@
+"""How jobs end on a real SLURM: what is begun again and what is not, servers that come up and servers that don't."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import run_folder
+import tiny
+
+STANDS_IN = """#!/bin/bash
+# Ends as told, where a real run would do so only by chance.
+echo "attempt ${{SLURM_RESTART_COUNT:-0}}: $*"
+((${{SLURM_RESTART_COUNT:-0}} > 0)) && exit 0
+{does}
+"""
+
+
+def extratime_that(does, folder):
+    """A PATH on which `extratime` does as told in its first attempt, and ends well in a later one."""
+    program = folder / "bin" / "extratime"
+    program.parent.mkdir()
+    program.write_text(STANDS_IN.format(does=does))
+    program.chmod(0o755)
+    return f"{program.parent}:{os.environ['PATH']}"
+
+
+def place(folder, job, attempt=0, kind="evaluate"):
+    return folder / "logs" / f"extratime-{kind}-{job}.{attempt}.log"
+
+
+def log(*args, **more):
+    return place(*args, **more).read_text()
+
+
+@pytest.mark.parametrize(("code", "again"), [(143, True), (138, True), (1, False), (137, False), (0, False)])
+def test_only_a_run_that_was_told_to_stop_begins_again(code, again, cluster, tmp_path):
+    (job,) = cluster.submit(tmp_path, "evaluate", "r.yaml", path=extratime_that(f"exit {code}", tmp_path))
+    ended = cluster.wait(job, 30)
+    assert ended["JobState"] == ("COMPLETED" if again or not code else "FAILED")
+    assert ended["Restarts"] == str(int(again))
+    assert ended["ExitCode"] == ("0:0" if again else f"{code}:0")
+    assert "attempt 0: evaluate r.yaml --shard 0/1" in log(tmp_path, job)
+    assert not again or log(tmp_path, job, 1) == "attempt 1: evaluate r.yaml --shard 0/1\n"
+
+
+WAITS = "trap 'exit 143' TERM; for i in {1..200}; do sleep 0.1; done; exit 1"
+
+
+def running(cluster, folder, job, word="attempt"):
+    cluster.wait(job, 30, {"RUNNING"})
+    deadline = time.monotonic() + 20
+    while not place(folder, job).exists() or word not in log(folder, job):
+        assert time.monotonic() < deadline, cluster.logs()
+        time.sleep(0.05)
+
+
+def test_a_notice_to_the_steps_makes_the_job_begin_again(cluster, tmp_path):
+    (job,) = cluster.submit(tmp_path, "evaluate", "r.yaml", path=extratime_that(WAITS, tmp_path))
+    running(cluster, tmp_path, job)
+    cluster.run("scancel", "--signal=TERM", job)  # what --signal and a preemption's grace time send
+    assert cluster.wait(job, 30)["Restarts"] == "1"
+    assert "told to stop: the job begins again" in log(tmp_path, job)
+
+
+def test_a_job_whose_nodes_slurm_takes_begins_again_once(cluster, tmp_path):
+    (job,) = cluster.submit(tmp_path, "evaluate", "r.yaml", path=extratime_that(WAITS, tmp_path))
+    running(cluster, tmp_path, job)
+    cluster.run("scontrol", "requeue", job)
+    ended = cluster.wait(job, 30)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    assert "told to stop" not in log(tmp_path, job)
+
+
+def test_a_cancelled_job_stays_cancelled(cluster, tmp_path):
+    (job,) = cluster.submit(tmp_path, "evaluate", "r.yaml", path=extratime_that(WAITS, tmp_path))
+    running(cluster, tmp_path, job)
+    cluster.run("scancel", job)
+    cluster.wait(job, 30, {"CANCELLED"})
+    time.sleep(2)
+    ended = cluster.show(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
