@@ -4,9 +4,10 @@
 
     srun python scripts/slurm/launch.py 8 zero3 self_eval --config recipes/self_eval/llama-3.1-8b.yaml
 
-accelerate's own launcher kills the run half a minute after it was told to stop, saved or not, and exits with 1 whatever the
-run said. This one passes the signal on, waits, and exits with the run's own status: 128 + signal after it saved.
-(SLURM signals all processes of a step or the launcher alone, depending on the cluster; the run may be told twice.)
+accelerate's own launcher kills the run half a minute after it was told to stop, saved or not, and exits with 1
+whatever the run said. This one passes the signal on, waits, and exits with the run's own status: 128 + signal where
+the run was told to stop and saved. SLURM signals all processes of a step or the launcher alone, depending on the
+cluster, so that the run may be told twice.
 """
 
 from __future__ import annotations

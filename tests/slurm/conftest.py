@@ -1,4 +1,4 @@
-"""A real SLURM that the tests start as root: two nodes on this machine, with configuration, key and ports of their own."""
+"""A real SLURM that the tests start as root: two nodes on this machine, configuration, key and ports of their own."""
 
 import os
 import secrets

@@ -1,14 +1,12 @@
 """How jobs end on a real SLURM: what is begun again and what is not, servers that come up and servers that don't."""
 
-import json
+import contextlib
 import os
-import shutil
-import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
-import run_folder
-import tiny
 
 STANDS_IN = """#!/bin/bash
 # Ends as told, where a real run would do so only by chance.
@@ -82,3 +80,63 @@ def test_a_cancelled_job_stays_cancelled(cluster, tmp_path):
     time.sleep(2)
     ended = cluster.show(job)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
+
+
+ASKED = ("--set", "engine.kind=openai")
+
+
+def no_server(cluster, folder, *server, seconds=60, **more):
+    """The log of a job whose server never answers; it must fail."""
+    words = ("serve", "r.yaml", *ASKED, "--", *server)
+    (job,) = cluster.submit(folder, *words, path=extratime_that("exit 0", folder), more=f"ready_within={seconds}")
+    assert cluster.wait(job, 40)["ExitCode"] == "1:0"
+    said = log(folder, job, kind="serve")
+    assert "attempt" not in said  # no evaluation began
+    return said
+
+
+def test_a_server_that_ends_before_it_answers_is_an_error_with_its_last_words(cluster, tmp_path):
+    said = no_server(cluster, tmp_path, "sh", "-c", "echo CUDA out of memory; exit 3")
+    assert "serve.slurm: the server ended before it answered at http://127.0.0.1:" in said
+    assert said.splitlines()[-1] == "CUDA out of memory"
+
+
+def test_a_server_that_never_answers_is_stopped_with_all_it_started(cluster, tmp_path):
+    mark = f"99.{os.getpid()}"
+    said = no_server(cluster, tmp_path, "sh", "-c", f"echo loading; sleep {mark} & sleep {mark}", seconds=2)
+    assert "did not answer at http://127.0.0.1:" in said and "within 2 seconds (ready_within)" in said
+    assert said.splitlines()[-1] == "loading"
+    assert not commands(f"sleep {mark}")
+
+
+def commands(word):
+    """The command lines on this machine that hold `word`."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode())
+    return [line for line in lines if word in line]
+
+
+PAGES = """
+import http.server, os, pathlib, sys
+pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.end_headers()
+http.server.HTTPServer((sys.argv[2], int(sys.argv[4])), Page).serve_forever()
+"""
+
+
+def test_a_server_that_ends_during_the_evaluation_ends_the_job(cluster, tmp_path):
+    server = tmp_path / "server.py"
+    server.write_text(PAGES)
+    evaluation = extratime_that(f"kill $(cat {tmp_path}/pid); sleep 60", tmp_path)
+    words = ("serve", "r.yaml", *ASKED, "--", sys.executable, "-I", server)
+    (job,) = cluster.submit(tmp_path, *words, path=evaluation)
+    assert cluster.wait(job, 40)["ExitCode"] == "1:0"
+    said = log(tmp_path, job, kind="serve")
+    assert (
+        "serve.slurm: the server ended before the evaluation did" in said and '"GET /v1/models HTTP/1.1" 200' in said
+    )
