@@ -6,7 +6,7 @@ source "$EXTRATIME_SITE"
 name=$SLURM_JOB_NAME-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 log=$logs/$name.${SLURM_RESTART_COUNT:-0}.log
 exec >"$log" 2>&1
-activate
+activate || { echo "job.sh: activate() in $EXTRATIME_SITE failed" && exit 1; }
 # SLURM tells this shell, too, when it takes the nodes away; what runs is to end first.
 trap : TERM
 
