@@ -59,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     _evaluate_parser(commands)
     _import_parser(commands)
     report = commands.add_parser("report", help="leaderboard, figures and a page from a run folder")
-    report.add_argument("folder", type=Path, help="run folder, e.g. runs/demo")
+    report.add_argument("folder", type=Path, help="run folder, e.g. runs/demo, or the recipe that fills it")
+    _override_argument(report)
     return parser
 
 
@@ -103,6 +104,10 @@ def _import_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _recipe_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/evaluate/demo.yaml")
+    _override_argument(command)
+
+
+def _override_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set",
         dest="overrides",
@@ -160,7 +165,10 @@ def _import(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _report(args: argparse.Namespace, rest: list[str]) -> None:
-    _show(args.folder)
+    from extratime.evaluate.grid import read_recipe
+
+    recipe = args.overrides or args.folder.is_file()
+    _show(read_recipe(args.folder, args.overrides).output if recipe else args.folder)
 
 
 def _show(folder: Path) -> None:

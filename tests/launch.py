@@ -130,8 +130,8 @@ def die_at(event, word, count, number=signal.SIGKILL):
     sys.addaudithook(hook)
 
 
-def die_after(step, number=signal.SIGKILL):
-    """Send this process a signal while the gradients of step `step` + 1 are computed."""
+def die_after(step, number=signal.SIGKILL, times=1):
+    """Send this process a signal, or the same again, while the gradients of step `step` + 1 are computed."""
     from transformers import Trainer
 
     original = Trainer.training_step
@@ -139,7 +139,8 @@ def die_after(step, number=signal.SIGKILL):
     def training_step(self, *args, **kwargs):
         if self.state.global_step == step:
             Trainer.training_step = original
-            os.kill(os.getpid(), number)
+            for _ in range(times):
+                os.kill(os.getpid(), number)
         return original(self, *args, **kwargs)
 
     Trainer.training_step = training_step
@@ -149,6 +150,30 @@ def only(rank, function, *args):
     """Call `function` on one process."""
     if int(os.environ["RANK"]) == rank:
         function(*args)
+
+
+def shard_on_cpu():
+    """Have accelerate take FSDP at its word on a CPU, too; the sharding itself is PyTorch's, and works over gloo."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    original = AcceleratorState.__init__
+
+    def init(self, *args, fsdp_plugin=None, **kwargs):
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = init
+
+
+def prepare(config, *act):
+    """What a process under a configuration does before its run, and then `only(*act)`."""
+    if config == "fsdp2":
+        shard_on_cpu()
+    if act:
+        only(*act)
 
 
 def poison(at, harm):

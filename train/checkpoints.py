@@ -21,8 +21,8 @@ from extratime.models.manifest import differing, hash_files, write_json
 
 MARKER = "complete.json"
 PARTIAL = ".partial"
-_OPTIMIZER = re.compile(r"(optimizer|scheduler)\.pt|.*optim_states\.pt")
-_NEEDED = {False: r"optimizer\.pt", True: r".*optim_states\.pt"}
+_OPTIMIZER = re.compile(r"optimizer\.(pt|bin)|scheduler\.pt|.*optim_states\.pt")
+_NEEDED = {None: r"optimizer\.pt", "DeepSpeed": r".*optim_states\.pt", "FSDP": r"optimizer\.bin"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,12 @@ def read_marker(checkpoint: Path) -> Marker:
         raise ValueError(f"{checkpoint}: {MARKER} cannot be read ({error})") from error
 
 
-def damage(checkpoint: Path, deepspeed: bool = False, fresh_optimizer: bool = False) -> str | None:
+def damage(checkpoint: Path, under: str | None = None, fresh_optimizer: bool = False) -> str | None:
     """Why one cannot go on from `checkpoint` exactly, or None if one can.
 
     Args:
         checkpoint: its folder.
-        deepspeed: whether the run that goes on is under DeepSpeed, whose optimiser states are files of their own kind.
+        under: "DeepSpeed" or "FSDP" where that shards the run: its optimiser states are files of another kind.
         fresh_optimizer: whether missing optimiser and scheduler states are accepted.
     """
     try:
@@ -107,8 +107,9 @@ def damage(checkpoint: Path, deepspeed: bool = False, fresh_optimizer: bool = Fa
         for name in states:
             if not (checkpoint / name).exists():
                 del files[name]
-    elif not any(re.fullmatch(_NEEDED[deepspeed], Path(name).name) for name in states):
-        return f"{checkpoint}: holds no optimiser state for a run {'under' if deepspeed else 'without'} DeepSpeed"
+    elif not any(re.fullmatch(_NEEDED[under], Path(name).name) for name in states):
+        how = f"under {under}" if under else "without DeepSpeed or FSDP"
+        return f"{checkpoint}: holds no optimiser state for a run {how}"
     wrong = differing(checkpoint, files)
     return f"{checkpoint}: {wrong}" if wrong else None
 
@@ -119,7 +120,7 @@ def numbered(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[11:]), reverse=True)
 
 
-def last_good(output_dir: Path, deepspeed: bool = False, fresh_optimizer: bool = False) -> Path | None:
+def last_good(output_dir: Path, under: str | None = None, fresh_optimizer: bool = False) -> Path | None:
     """The newest checkpoint that is whole, or None where there is no checkpoint at all.
 
     Raises:
@@ -127,7 +128,7 @@ def last_good(output_dir: Path, deepspeed: bool = False, fresh_optimizer: bool =
     """
     reasons = []
     for checkpoint in numbered(output_dir):
-        reason = damage(checkpoint, deepspeed, fresh_optimizer)
+        reason = damage(checkpoint, under, fresh_optimizer)
         if reason is None:
             return checkpoint
         reasons.append(reason)

@@ -41,7 +41,7 @@ def agreed(value: int, device: torch.device) -> int:
 
 
 class StopOnSignal(TrainerCallback):
-    """Save and stop after the step in which a signal came; a second signal does what it always did.
+    """Save and stop after the step in which a signal came; a scheduler may repeat its own, a second Ctrl-C is final.
 
     Attributes:
         signal: the number of the signal that stopped the run, or 0.
@@ -58,7 +58,8 @@ class StopOnSignal(TrainerCallback):
 
     def _note(self, number: int, frame: Any) -> None:
         self.signal = number
-        self._restore()
+        if number == signal.SIGINT:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

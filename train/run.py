@@ -205,17 +205,23 @@ def _resume_point(args: RunConfig, run: Manifest) -> Path | None:
         if checkpoints.numbered(folder):
             raise ValueError(f"{folder} holds checkpoints; remove them or choose another --output_dir")
         return None
-    deepspeed = args.deepspeed_plugin is not None
-    if deepspeed and args.fresh_optimizer:
-        raise ValueError("DeepSpeed cannot go on without optimiser states: start a new run from the weights, --model")
+    under = _sharded_by(args)
+    if under and args.fresh_optimizer:
+        raise ValueError(f"{under} cannot go on without optimiser states: start a new run from the weights, --model")
     if args.resume == "auto":
-        place = checkpoints.last_good(folder, deepspeed, args.fresh_optimizer)
+        place = checkpoints.last_good(folder, under, args.fresh_optimizer)
         return place and _compatible(place, args, run)
     place = Path(args.resume)
-    reason = checkpoints.damage(place, deepspeed, args.fresh_optimizer)
+    reason = checkpoints.damage(place, under, args.fresh_optimizer)
     if reason:
         raise ValueError(f"cannot go on from {reason}")
     return _compatible(place, args, run)
+
+
+def _sharded_by(args: RunConfig) -> str | None:
+    if args.deepspeed_plugin is not None:
+        return "DeepSpeed"
+    return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
 
 
 def _compatible(place: Path, args: RunConfig, run: Manifest) -> Path:
@@ -269,6 +275,8 @@ def fit(trainer: type[Trainer], args: RunConfig, run: Run, **parts: Any) -> None
     """
     choose_wandb(args)
     session = guarded(trainer)(args=args, **parts)
+    if _sharded_by(args) == "FSDP" and not session.is_fsdp_enabled:
+        raise ValueError("accelerate shards by FSDP on accelerators only: take zero3.yaml or cpu.yaml on a CPU")
     session.told = {"settings": run.manifest.settings, "inputs": run.manifest.inputs}
     session.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
     if session.stop.signal and session.state.global_step < session.state.max_steps:

@@ -115,6 +115,8 @@ def test_evaluate_reports_and_a_shard_waits_for_the_others(capsys, recipe):
     assert status == 0 and not (folder / "leaderboard.md").exists()
     status, out, _ = said(capsys, "report", folder)
     assert status == 0 and "self_consistency" in out and out.splitlines()[-1].startswith("page: ")
+    assert said(capsys, "report", recipe)[:2] == (0, out)
+    assert "leaderboard" not in said(capsys, "report", recipe, "--set", "output=/nowhere")[1]
     assert (folder / "leaderboard.md").is_file()
 
 

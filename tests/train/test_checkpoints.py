@@ -86,10 +86,11 @@ def test_optimiser_state_of_another_kind_of_run_does_not_pass(tmp_path):
     sharded = save(
         tmp_path, 2, ("model.safetensors", "scheduler.pt", "global_step2/bf16_zero_pp_rank_0_optim_states.pt")
     )
-    assert damage(plain) is None and damage(sharded, deepspeed=True) is None
-    assert "for a run under DeepSpeed" in damage(plain, deepspeed=True)
+    assert damage(plain) is None and damage(sharded, "DeepSpeed") is None
+    assert "for a run under DeepSpeed" in damage(plain, "DeepSpeed")
+    assert "for a run under FSDP" in damage(plain, "FSDP")
     assert "for a run without DeepSpeed" in damage(sharded)
-    assert last_good(tmp_path) == plain and last_good(tmp_path, deepspeed=True) == sharded
+    assert last_good(tmp_path) == plain and last_good(tmp_path, "DeepSpeed") == sharded
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):

@@ -115,12 +115,12 @@ def test_a_killed_run_ends_bitwise_like_one_that_was_not(kind, whole, tmp_path):
     assert_same(tmp_path / "out", reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(number, whole, tmp_path):
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 1)])
+def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(number, times, whole, tmp_path):
     name, file, reference = whole("sft")
     words = ("--config", file, "--output_dir", tmp_path / "out")
     step = random.choice([2, 4])
-    code, said = train(tmp_path, name, *words, before=partial(die_after, step, number))
+    code, said = train(tmp_path, name, *words, before=partial(die_after, step, number, times))
     assert code == 128 + number, said
     assert f"{number.name}: saved step {step + 1}" in said
     assert (tmp_path / "out" / f"checkpoint-{step + 1}" / "complete.json").is_file()

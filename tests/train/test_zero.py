@@ -1,4 +1,4 @@
-"""ZeRO-2 and ZeRO-3 on two processes over gloo, with the configurations and the launcher that users have."""
+"""ZeRO-2, ZeRO-3 and FSDP on two processes over gloo, with the configurations and the launcher that users have."""
 
 import os
 import signal
@@ -18,6 +18,7 @@ from launch import (
     in_turn,
     logged,
     only,
+    prepare,
     reward_letters,
     sums,
     together,
@@ -34,7 +35,12 @@ from extratime.train import checkpoints
 
 pytest.importorskip("deepspeed")
 STEPS = 4
-CONFIGS = {name: ROOT / "recipes" / "accelerate" / f"{name}.yaml" for name in ("cpu", "zero2", "zero3")}
+CONFIGS = {path.stem: path for path in (ROOT / "recipes" / "accelerate").glob("*.yaml")}
+STATES = {
+    "zero2": ("DeepSpeed", "global_step2/*optim_states.pt", 2),
+    "zero3": ("DeepSpeed", "global_step2/*optim_states.pt", 2),
+    "fsdp2": ("FSDP", "optimizer.bin", 1),
+}
 ASKED = {"question": "ok?", "good": "n", "bad": "y", "responses": 2, "rank": 4, "alpha": 8}
 
 
@@ -83,24 +89,43 @@ def assert_close(out, reference):
     assert all(torch.allclose(one[key], other[key], atol=2e-4) for key in one)
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize("stage", STATES)
 def test_a_stopped_run_goes_on_and_ends_like_one_process(stage, place, alone, tmp_path):
     out = tmp_path / "out"
     given = words(place, "sft", out, 2)
     # One process of the two is told to stop: both save, both leave.
-    ends = together(tmp_path, CONFIGS[stage], "sft", *given, before=partial(only, 1, die_after, 1, signal.SIGTERM))
+    stopped = partial(prepare, stage, 1, die_after, 1, signal.SIGTERM)
+    ends = together(tmp_path, CONFIGS[stage], "sft", *given, before=stopped)
     assert [code for code, _ in ends] == [128 + signal.SIGTERM] * 2, ends
     point = out / "checkpoint-2"
-    assert checkpoints.damage(point, deepspeed=True) is None
+    under, states, files = STATES[stage]
+    assert checkpoints.damage(point, under) is None
     assert checkpoints.read_marker(point).world == 2
-    assert len(list(point.glob("global_step2/*optim_states.pt"))) == 2
-    ends = together(tmp_path, CONFIGS[stage], "sft", *given)
+    assert len(list(point.glob(states))) == files
+    ends = together(tmp_path, CONFIGS[stage], "sft", *given, before=partial(prepare, stage))
     assert [code for code, _ in ends] == [0, 0], ends
     assert f"going on from {point}" in ends[0][1]
     assert_close(out, alone("sft"))
     assert manifest.verify(out).settings["max_steps"] == STEPS
     held = load_file(out / "model.safetensors")
     assert all(torch.equal(weight, held[name]) for name, weight in load(out).model.state_dict().items())
+
+
+def test_sharding_that_accelerate_would_leave_out_is_refused(place, tmp_path):
+    for code, said in together(tmp_path, CONFIGS["fsdp2"], "sft", *words(place, "sft", tmp_path / "out", 2)):
+        assert code == 1 and "shards by FSDP on accelerators only: take zero3.yaml or cpu.yaml" in said
+
+
+@pytest.mark.slow
+def test_a_fully_sharded_run_ends_bitwise_alike_stopped_or_not(place, tmp_path):
+    made = []
+    for name, act in (("whole", ()), ("stopped", (1, die_after, 1, signal.SIGTERM))):
+        given = words(place, "sft", tmp_path / name, 2)
+        together(tmp_path, CONFIGS["fsdp2"], "sft", *given, before=partial(prepare, "fsdp2", *act))
+        ends = together(tmp_path, CONFIGS["fsdp2"], "sft", *given, before=partial(prepare, "fsdp2"))
+        assert [code for code, _ in ends] == [0, 0], ends
+        made.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize(
@@ -139,18 +164,19 @@ def test_rollouts_of_a_stopped_run_are_learned_from_where_it_goes_on(stage, plac
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["alora", "lora", "full"])
-@pytest.mark.parametrize("stage", ["cpu", "zero2", "zero3"])
+@pytest.mark.parametrize("stage", ["cpu", *STATES])
 def test_self_evaluation_trains_like_one_process(stage, adapter, place, alone, tmp_path):
     out = tmp_path / "out"
     more = ("--adapter", adapter)
-    ends = together(tmp_path, CONFIGS[stage], "self_eval", *words(place, "self_eval", out, 2, *more))
+    given = words(place, "self_eval", out, 2, *more)
+    ends = together(tmp_path, CONFIGS[stage], "self_eval", *given, before=partial(prepare, stage))
     assert [code for code, _ in ends] == [0, 0], ends
     assert_close(out, alone("self_eval", *more))
     assert load(out).model is not None and manifest.verify(out).kind == adapter
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["cpu", "zero2", "zero3"])
+@pytest.mark.parametrize("stage", ["cpu", "ddp", "zero2", "zero3"])
 def test_the_launcher_itself(stage, place, alone, tmp_path):
     out = tmp_path / "out"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS[stage]]
