@@ -18,6 +18,7 @@ examples:
   extratime evaluate recipes/evaluate/demo.yaml --shard 3/8
   extratime import recipes/evaluate/demo.yaml generations.jsonl
   extratime report runs/demo
+  extratime report --training runs/constant runs/cosine
 """
 
 
@@ -58,8 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     _train_parser(commands)
     _evaluate_parser(commands)
     _import_parser(commands)
-    report = commands.add_parser("report", help="leaderboard, figures and a page from a run folder")
-    report.add_argument("folder", type=Path, help="run folder, e.g. runs/demo")
+    report = commands.add_parser(
+        "report", help="leaderboard, figures and a page from a run folder; or training curves"
+    )
+    report.add_argument("folder", type=Path, nargs="+", help="run folder, e.g. runs/demo")
+    report.add_argument(
+        "--training",
+        action="store_true",
+        help="the folders are training runs of one model, data, peak learning rate and batch: fit the annealing law "
+        "to their logs and predict other schedules",
+    )
     return parser
 
 
@@ -160,7 +169,13 @@ def _import(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _report(args: argparse.Namespace, rest: list[str]) -> None:
-    _show(args.folder)
+    if args.training:
+        from extratime.evaluate.report import training
+
+        print(training.report(args.folder))
+        return
+    for folder in args.folder:
+        _show(folder)
 
 
 def _show(folder: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from extratime.evaluate.annealing import Curve, Law, areas, fit, read, schedule, warm_up
+from extratime.evaluate.cli import main
 
 TRUE = Law(L0=1.2, A=0.5, alpha=0.5, C=0.8, decay=0.99)
 STEPS, PEAK, WARM = 3000, 1e-3, 100
@@ -118,3 +119,25 @@ def test_a_folder_without_a_curve_is_refused_by_name(tmp_path):
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("[]")
     with pytest.raises(ValueError, match="is no log of a training run"):
         read(tmp_path)
+
+
+def test_a_report_on_training_runs_fits_draws_and_predicts(tmp_path, capsys):
+    for shape in ("constant", "cosine"):
+        curve = simulated(shape)
+        told = zip(curve.steps.tolist(), curve.losses.tolist(), curve.rates[curve.steps - 1].tolist(), strict=True)
+        entries = [{"step": step, "loss": loss, "learning_rate": rate} for step, loss, rate in told]
+        state(tmp_path / shape / f"checkpoint-{STEPS}", entries)
+    assert main(["report", "--training", str(tmp_path / "constant"), str(tmp_path / "cosine")]) == 0
+    told = json.loads((tmp_path / "constant" / "annealing.json").read_text())
+    assert told["law"]["L0"] == pytest.approx(TRUE.L0, rel=0.02) and max(told["error"].values()) < 0.01
+    linear = TRUE(schedule("linear", STEPS, PEAK, WARM))[-1]
+    assert told["predicted final loss"]["linear"] == pytest.approx(linear, abs=0.01)
+    assert (tmp_path / "constant" / "annealing.png").read_bytes()[:4] == b"\x89PNG"
+    said = capsys.readouterr().out
+    assert "warm-up counts in S1 and not in S2" in said and "one schedule cannot tell" not in said
+    assert main(["report", "--training", str(tmp_path / "cosine")]) == 0
+    assert "one schedule cannot tell progress from annealing" in capsys.readouterr().out
+    entries = [{"step": s, "loss": 1.0, "learning_rate": 1.0} for s in range(1, 12)]
+    state(tmp_path / "other" / "checkpoint-11", entries)
+    assert main(["report", "--training", str(tmp_path / "cosine"), str(tmp_path / "other")]) == 2
+    assert "the law holds for one peak learning rate" in capsys.readouterr().err
