@@ -33,7 +33,7 @@ from trl import GRPOConfig, SFTConfig, TrlParser
 from extratime.models import manifest
 from extratime.models.load import load
 from extratime.models.manifest import Manifest
-from extratime.train import checkpoints, refinement
+from extratime.train import checkpoints, refinement, temperature
 from extratime.train.guard import guarded
 from extratime.train.refinement import refining
 
@@ -95,7 +95,14 @@ class SFTRunConfig(RunConfig, SFTConfig):
 
 @dataclass
 class GRPORunConfig(RunConfig, GRPOConfig):
-    """A run of TRL's GRPO trainer."""
+    """A run of TRL's GRPO trainer.
+
+    Attributes:
+        entropy: next-token entropy in nats that rollouts should have; their temperature is chosen for it before the
+            first step (`extratime.train.temperature`). None leaves `temperature` as it is.
+    """
+
+    entropy: float | None = None
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -273,6 +280,11 @@ def fit(trainer: type[Trainer], args: RunConfig, run: Run, **parts: Any) -> None
         parts: what the trainer is made of: model, processing_class, train_dataset, …
     """
     choose_wandb(args)
+    if isinstance(args, GRPORunConfig) and args.entropy is not None:
+        prompts = parts["train_dataset"]["prompt"]
+        args.temperature = _on_main(
+            args, lambda: temperature.settle(args, parts["model"], parts["processing_class"], prompts)
+        )
     session = guarded(refining(trainer))(args=args, **parts)
     session.told = {"settings": run.manifest.settings, "inputs": run.manifest.inputs}
     session.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
