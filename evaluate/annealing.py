@@ -15,9 +15,10 @@ m stays 0; a step with η = 0 moves no weights, so it adds nothing to S2.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,35 +122,40 @@ def _late(curve: Curve) -> NDArray[np.bool_]:
 
 
 def _fit(curves: Sequence[Curve], losses: Array, decay: float, annealing: bool) -> tuple[float, Law]:
-    """The best objective and law for one λ."""
+    """The best objective and law for one λ; unknown are L0, ln A, α and C in units of the largest S2."""
     pairs = [_areas_at(curve, decay) for curve in curves]
     s1, s2 = (np.concatenate(column) for column in zip(*pairs, strict=True))
     unit = float(s2.max()) or 1.0
-    lowest = float(losses.min())
-
-    def objective(x: Array) -> tuple[float, Array]:
-        floor, log_scale, alpha, drop = x
-        power = np.exp(log_scale - alpha * np.log(s1))
-        told = np.maximum(floor + power - drop * s2 / unit, 1e-9)
-        wrong = np.log(told / losses)
-        slope = np.clip(wrong, -_DELTA, _DELTA) / told
-        by = np.stack([np.ones_like(s1), power, -np.log(s1) * power, -s2 / unit])
-        return 1e3 * float(huber(_DELTA, wrong).sum()), 1e3 * (by @ slope)
-
-    bounds = [(0, None), (None, None), (1e-3, 10), (0, None if annealing and s2.max() > 0 else 0)]
-    ends = []
-    for share in (0.2, 0.6, 0.95):
-        for alpha in (0.2, 0.5, 1.0, 2.0):
-            for drop in (0.02, 0.2) if annealing else (0.0,):
-                rest = max(float(losses[0]) - share * lowest, 1e-3)
-                start = [share * lowest, math.log(rest) + alpha * math.log(s1[0]), alpha, drop * lowest]
-                ends.append(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=_PATIENT))
-    best = min(ends, key=lambda end: float(end.fun))
+    known = s1, s2 / unit, losses
+    free = annealing and s2.max() > 0
+    bounds = [(0, None), (None, None), (1e-3, 10), (0, None if free else 0)]
+    starts = _starts(float(losses.min()), float(losses[0]), float(s1[0]), free)
+    options: Any = {"args": known, "jac": True, "method": "L-BFGS-B", "bounds": bounds, "options": _PATIENT}
+    best = min((minimize(_objective, start, **options) for start in starts), key=lambda end: float(end.fun))
     floor, log_scale, alpha, drop = (float(value) for value in best.x)
     return float(best.fun), Law(floor, math.exp(log_scale), alpha, drop / unit, decay)
 
 
-_PATIENT: Any = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-8}
+_PATIENT = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-8}
+
+
+def _objective(x: Array, s1: Array, s2: Array, losses: Array) -> tuple[float, Array]:
+    """Huber loss of log losses, times 1000 so that L-BFGS-B does not stop early, and its gradient."""
+    floor, log_scale, alpha, drop = x
+    power = np.exp(log_scale - alpha * np.log(s1))
+    told = np.maximum(floor + power - drop * s2, 1e-9)
+    wrong = np.log(told / losses)
+    slope = np.clip(wrong, -_DELTA, _DELTA) / told
+    by = np.stack([np.ones_like(s1), power, -np.log(s1) * power, -s2])
+    return 1e3 * float(huber(_DELTA, wrong).sum()), 1e3 * (by @ slope)
+
+
+def _starts(lowest: float, first: float, s1: float, free: bool) -> Iterator[list[float]]:
+    """Where to begin: curves through the first loss with different floors, powers and gains from annealing."""
+    for share, alpha in itertools.product((0.2, 0.6, 0.95), (0.2, 0.5, 1.0, 2.0)):
+        rest = max(first - share * lowest, 1e-3)
+        for drop in (0.02, 0.2) if free else (0.0,):
+            yield [share * lowest, math.log(rest) + alpha * math.log(s1), alpha, drop * lowest]
 
 
 def _areas_at(curve: Curve, decay: float) -> tuple[Array, Array]:

@@ -34,7 +34,9 @@ RUNS = {
     "full": ("self_eval", {"adapter": "full", "shuffle_labels": True}),
     "tempnet": ("tempnet", {"width": 8}),
     "grpo": ("grpo", {"num_iterations": 3}),
+    "grpo, entropy": ("grpo", {"entropy": 3.0}),
     "grpo, many steps": ("grpo", {"steps_per_generation": 4, "beta": 0.1, "entropy_coef": 0.01}),
+    "joint": ("tempnet", {"width": 8, "joint": True}),
     "refined": ("sft", {"refine_from": "sft", "max_grad_norm": 0.5}),
 }
 BEFORE = {"grpo": (reward_letters,)}
