@@ -18,6 +18,7 @@ examples:
   extratime evaluate recipes/evaluate/demo.yaml --shard 3/8
   extratime import recipes/evaluate/demo.yaml generations.jsonl
   extratime report runs/demo
+  extratime report --training runs/constant runs/cosine
 """
 
 
@@ -58,8 +59,18 @@ def _parser() -> argparse.ArgumentParser:
     _train_parser(commands)
     _evaluate_parser(commands)
     _import_parser(commands)
-    report = commands.add_parser("report", help="leaderboard, figures and a page from a run folder")
-    report.add_argument("folder", type=Path, help="run folder, e.g. runs/demo, or the recipe that fills it")
+    report = commands.add_parser(
+        "report", help="leaderboard, figures and a page from a run folder; or training curves"
+    )
+    report.add_argument(
+        "folder", type=Path, nargs="+", help="run folder, e.g. runs/demo, or the recipe that fills it"
+    )
+    report.add_argument(
+        "--training",
+        action="store_true",
+        help="the folders are training runs of one model, data, peak learning rate and batch: fit the annealing law "
+        "to their logs and predict other schedules",
+    )
     _override_argument(report)
     return parser
 
@@ -167,8 +178,14 @@ def _import(args: argparse.Namespace, rest: list[str]) -> None:
 def _report(args: argparse.Namespace, rest: list[str]) -> None:
     from extratime.evaluate.grid import read_recipe
 
-    recipe = args.overrides or args.folder.is_file()
-    _show(read_recipe(args.folder, args.overrides).output if recipe else args.folder)
+    if args.training:
+        from extratime.evaluate.report import training
+
+        print(training.report(args.folder))
+        return
+    for place in args.folder:
+        recipe = args.overrides or place.is_file()
+        _show(read_recipe(place, args.overrides).output if recipe else place)
 
 
 def _show(folder: Path) -> None:

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 NAME = "model.safetensors"
+BESIDE = "tempnet.safetensors"
+"""The network's file in a folder that holds a policy as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class TempNet(nn.Module):
         self.transformation = nn.Linear(vocabulary, said.width)
         self.projection = nn.Linear(said.width, said.width)
         self.dropout = nn.Dropout(0.5)
-        self.sharpness = nn.Parameter(torch.zeros(()))
+        self.sharpness = nn.Parameter(torch.zeros(1))
         self.pooling = nn.Linear(said.width, 1)
         nn.init.ones_(self.pooling.weight)
         nn.init.zeros_(self.pooling.bias)
@@ -126,17 +128,18 @@ def _bisect(rising: Callable[[Tensor], Tensor], said: Temperatures, shape: tuple
 
 
 def load(said: Temperatures, folder: Path) -> TempNet:
-    """The network in `folder`, ready to be asked.
+    """The network in `folder`, alone or beside a policy, ready to be asked.
 
     Raises:
         ValueError: the weights are not of this network.
     """
-    weights = load_file(folder / NAME)
+    file = folder / (BESIDE if (folder / BESIDE).is_file() else NAME)
+    weights = load_file(file)
     net = TempNet(said, weights["transformation.weight"].shape[1])
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{folder / NAME} does not hold the network that its manifest describes: {error}") from error
+        raise ValueError(f"{file} does not hold the network that its manifest describes: {error}") from error
     return net.eval()
 
 

@@ -33,8 +33,9 @@ from trl import GRPOConfig, SFTConfig, TrlParser
 from extratime.models import manifest
 from extratime.models.load import load
 from extratime.models.manifest import Manifest
-from extratime.train import checkpoints
+from extratime.train import checkpoints, refinement, temperature
 from extratime.train.guard import guarded
+from extratime.train.refinement import refining
 
 _FREE = {"output_dir", "resume", "fresh_optimizer", "report_to", "run_name", "logging_steps", "disable_tqdm"}
 """Settings that change nothing about what is learned."""
@@ -55,6 +56,8 @@ class RunConfig:
         bf16: compute in bfloat16, weights as `dtype` says; by default where there is an accelerator.
         save_steps: optimiser steps between checkpoints.
         save_total_limit: how many checkpoints are kept.
+        refine_from: folder of an earlier run whose gradient norms shape the learning rate, in place of
+            `lr_scheduler_type` and its warm-up (`extratime.train.refinement`).
         activation_checkpointing: trade compute for memory.
         dataloader_pin_memory: by default where there is an accelerator.
         report_to: where numbers are logged to; W&B works without an account, offline.
@@ -69,6 +72,7 @@ class RunConfig:
     bf16: bool | None = None
     save_steps: float = 50
     save_total_limit: int | None = 2
+    refine_from: str | None = None
     activation_checkpointing: bool = False
     dataloader_pin_memory: bool | None = None
     report_to: str | None = "wandb"
@@ -91,7 +95,14 @@ class SFTRunConfig(RunConfig, SFTConfig):
 
 @dataclass
 class GRPORunConfig(RunConfig, GRPOConfig):
-    """A run of TRL's GRPO trainer."""
+    """A run of TRL's GRPO trainer.
+
+    Attributes:
+        entropy: next-token entropy in nats that rollouts should have; their temperature is chosen for it before the
+            first step (`extratime.train.temperature`). None leaves `temperature` as it is.
+    """
+
+    entropy: float | None = None
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -159,7 +170,8 @@ def begin(recipe: str, args: RunConfig, settings: Mapping[str, Any], inputs: Seq
     learned = {key: value for key, value in settings.items() if key not in _FREE}
 
     def look() -> Run | None:
-        hashes = {name: manifest.hash_file(_existing(name)) for name in inputs}
+        norms = [str(refinement.kept(args.refine_from))] if args.refine_from else []
+        hashes = {name: manifest.hash_file(_existing(name)) for name in [*inputs, *norms]}
         base = manifest.hash_weights(Path(args.model)) if Path(args.model).is_dir() else None
         if base:
             hashes[args.model] = base
@@ -274,7 +286,12 @@ def fit(trainer: type[Trainer], args: RunConfig, run: Run, **parts: Any) -> None
         parts: what the trainer is made of: model, processing_class, train_dataset, …
     """
     choose_wandb(args)
-    session = guarded(trainer)(args=args, **parts)
+    if isinstance(args, GRPORunConfig) and args.entropy is not None:
+        prompts = parts["train_dataset"]["prompt"]
+        args.temperature = _on_main(
+            args, lambda: temperature.settle(args, parts["model"], parts["processing_class"], prompts)
+        )
+    session = guarded(refining(trainer))(args=args, **parts)
     if _sharded_by(args) == "FSDP" and not session.is_fsdp_enabled:
         raise ValueError("accelerate shards by FSDP on accelerators only: take zero3.yaml or cpu.yaml on a CPU")
     session.told = {"settings": run.manifest.settings, "inputs": run.manifest.inputs}

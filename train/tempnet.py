@@ -10,6 +10,9 @@ Deliberate deviations:
 - Trained by transformers' plain `Trainer` on the network alone: a checkpoint holds the network, not the model, which
   stands whole on every device.
 
+With `joint: true` the policy learns as well, from the same loss: its gradient is softmax(h/τ) − onehot(y), the
+network's input stays detached, and the network's learning rate is fixed. Policy and network are saved side by side.
+
     python -m extratime.train.tempnet --config recipes/tempnet/sums.yaml
     accelerate launch --config_file recipes/accelerate/zero2.yaml -m extratime.train.tempnet --config …
 """
@@ -18,11 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Trainer
+from safetensors.torch import load_file, save_file
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Trainer, set_seed
 
 from extratime.models import tempnet
 from extratime.models.tempnet import Temperatures, TempNet
@@ -39,6 +44,8 @@ class Config(sft.Config):
         high: highest temperature; 1 or a little more where tokens are exact, as in arithmetic.
         width: of the hidden layers.
         normalise: whether logits are scaled to length 1, as published.
+        joint: whether the policy learns, too; `learning_rate` and its schedule are then the policy's.
+        tempnet_learning_rate: the network's own, fixed, where the policy learns.
     """
 
     entropy: float = Temperatures().entropy
@@ -46,10 +53,15 @@ class Config(sft.Config):
     high: float = Temperatures().high
     width: int = Temperatures().width
     normalise: bool = Temperatures().normalise
+    joint: bool = False
+    tempnet_learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Keep the columns that the frozen model reads."""
+        """Keep the columns that the model reads."""
         self.remove_unused_columns = False
+        if self.joint:
+            # The network reads what the policy's forward pass gave, so DDP would take its weights for unused.
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
 
     @property
@@ -67,19 +79,69 @@ class TempNetTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean of the robust loss over the completions' positions."""
-        logits, labels = positions(self.policy, inputs)
-        tau = model(logits)
+        logits, labels, tau = self.tempered(model, inputs)
         loss = tempnet.loss(logits, labels, tau, self.args.entropy).mean()
         return (loss, {"tau": tau}) if return_outputs else loss
 
+    def tempered(self, model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits [N, K] of the policy, labels [N] and the network's temperatures [N]."""
+        logits, labels = positions(self.policy, inputs)
+        return logits, labels, model(logits)
 
-@torch.no_grad()
-def positions(policy: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [N, K] of the frozen model before each label of a batch, and the labels [N]; −100 is no label."""
+
+class JointTrainer(TempNetTrainer):
+    """Trains a policy together with the network that is its part `tempnet`."""
+
+    def tempered(self, model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As with a frozen policy, but for the gradient of the logits."""
+        logits, labels = positions(model, inputs, learn=True)
+        return logits, labels, self.model.tempnet(logits)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser, with the network's weights as its last group, without weight decay."""
+        made = super().create_optimizer(model)
+        own = list(self.model.tempnet.parameters())
+        theirs = {id(weight) for weight in own}
+        for group in made.param_groups:
+            group["params"] = [weight for weight in group["params"] if id(weight) not in theirs]
+        made.add_param_group({"params": own, "weight_decay": 0.0})
+        return made
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A step in which the schedule does not touch the network."""
+        self.optimizer.param_groups[-1]["lr"] = self.args.tempnet_learning_rate
+        return super().training_step(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        state = self.model.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, {key: value for key, value in state.items() if not key.startswith(_PART)})
+        net = {key.removeprefix(_PART): value.contiguous() for key, value in state.items() if key.startswith(_PART)}
+        if self.args.should_save:
+            save_file(net, Path(output_dir or self.args.output_dir) / tempnet.BESIDE)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(checkpoint, model)
+        self.model.tempnet.load_state_dict(load_file(Path(checkpoint) / tempnet.BESIDE))
+
+
+_PART = "tempnet."
+
+
+def positions(
+    policy: Any, batch: Mapping[str, torch.Tensor], learn: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [N, K] of the policy before each label of a batch, and the labels [N]; −100 is no label.
+
+    Args:
+        policy: a causal language model.
+        batch: input_ids, attention_mask and labels [rows, tokens].
+        learn: whether the logits carry a gradient.
+    """
     labels = batch["labels"][:, 1:]
     columns = (labels != -100).any(0).nonzero().squeeze(1)
     read = {key: batch[key] for key in ("input_ids", "attention_mask")}
-    logits = policy(**read, logits_to_keep=columns, use_cache=False).logits
+    with torch.set_grad_enabled(learn):
+        logits = policy(**read, logits_to_keep=columns, use_cache=False).logits
     labels = labels[:, columns]
     real = labels != -100
     return logits[real].float(), labels[real]
@@ -99,14 +161,14 @@ def tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, longest: 
 
 
 def refuse_sharding(plugin: Any) -> None:
-    """Refuse ZeRO-3, which would shard the frozen model and gather it for nobody.
+    """Refuse ZeRO-3: a frozen model is gathered for nobody, and one that learns is not whole for its first batch.
 
     Raises:
         ValueError: accelerate was told to.
     """
     if plugin is not None and plugin.zero_stage == 3:
         raise ValueError(
-            "the frozen model is no part of what DeepSpeed trains, so ZeRO-3 cannot shard it: launch with "
+            "the model is read outside of what DeepSpeed trains, so ZeRO-3 cannot shard it: launch with "
             "recipes/accelerate/zero2.yaml, or without DeepSpeed"
         )
 
@@ -121,19 +183,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     if todo is None:
         return
     policy, tokenizer = run.load_policy(args)
-    TempNetTrainer.policy = policy.requires_grad_(False).eval().to(args.device)
+    policy = policy.requires_grad_(args.joint).eval().to(args.device)
     made = [tokens(row, tokenizer, args.max_length) for row in sft.rows(args)]
     made = [row for row in made if any(label != -100 for label in row["labels"])]
     collator = DataCollatorForSeq2Seq(tokenizer)
+    set_seed(args.seed)
     net = TempNet(said, policy.config.vocab_size)
     first = collator(made[: args.per_device_train_batch_size]).to(args.device)
     net.to(args.device).settle(positions(policy, first)[0])
-    todo = replace(todo, manifest=replace(todo.manifest, kind="tempnet", temperatures=said))
+    trainer, learner = TempNetTrainer, net
+    if args.joint:
+        policy.tempnet = net
+        trainer, learner = JointTrainer, policy
+    else:
+        TempNetTrainer.policy = policy
+    kind = "full" if args.joint else "tempnet"
     run.fit(
-        TempNetTrainer,
+        trainer,
         args,
-        todo,
-        model=net,
+        replace(todo, manifest=replace(todo.manifest, kind=kind, temperatures=said)),
+        model=learner,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(made),
         data_collator=collator,

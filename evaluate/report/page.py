@@ -50,7 +50,7 @@ def report(folder: Path) -> Path:
         "index.html": _page(run, rows, at_k, rankings),
     }
     for name, content in files.items():
-        _write(folder / name, content)
+        write(folder / name, content)
     return folder / "index.html"
 
 
@@ -93,7 +93,8 @@ def _hash(source: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-def _write(file: Path, content: str | bytes) -> None:
+def write(file: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one; makes missing folders."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))

@@ -24,6 +24,8 @@ from launch import (
 )
 from safetensors.torch import load_file
 
+from extratime.train import refinement
+
 STEPS = 7
 RUNS = {
     "sft": ("sft", {}),
@@ -32,7 +34,10 @@ RUNS = {
     "full": ("self_eval", {"adapter": "full", "shuffle_labels": True}),
     "tempnet": ("tempnet", {"width": 8}),
     "grpo": ("grpo", {"num_iterations": 3}),
+    "grpo, entropy": ("grpo", {"entropy": 3.0}),
     "grpo, many steps": ("grpo", {"steps_per_generation": 4, "beta": 0.1, "entropy_coef": 0.01}),
+    "joint": ("tempnet", {"width": 8, "joint": True}),
+    "refined": ("sft", {"refine_from": "sft", "max_grad_norm": 0.5}),
 }
 BEFORE = {"grpo": (reward_letters,)}
 """By recipe, what happens in its process before it starts."""
@@ -53,6 +58,8 @@ def whole(tmp_path_factory):
     def run(kind):
         if kind not in made:
             name, more = RUNS[kind]
+            if "refine_from" in more:
+                more = more | {"refine_from": run(more["refine_from"])[2]}
             file = write_yaml(place / f"{kind}.yaml", **settings(base, data.get(name), name), **more)
             out = place / kind
             before = partial(in_turn, *BEFORE.get(name, ()))
@@ -90,7 +97,7 @@ def tensors(value):
 
 
 def assert_same(one, other):
-    """Two runs ended bitwise alike: weights, optimiser, schedule and every logged number."""
+    """Two runs ended bitwise alike: weights, optimiser, schedule, gradient norms and every logged number."""
     weights = [next(folder.glob("*.safetensors")).name for folder in (one, other)]
     assert weights[0] == weights[1] and (one / weights[0]).read_bytes() == (other / weights[0]).read_bytes()
     for name in ("optimizer.pt", "scheduler.pt"):
@@ -98,6 +105,7 @@ def assert_same(one, other):
         a, b = tensors(a), tensors(b)
         assert len(a) == len(b)
         assert all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
+    assert (one / refinement.NAME).read_text() == (other / refinement.NAME).read_text()
     assert logged(one / f"checkpoint-{STEPS}") == logged(other / f"checkpoint-{STEPS}")
 
 

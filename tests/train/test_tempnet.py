@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 from launch import sums, write_rows, write_yaml
+from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq
 
 from extratime.evaluate.grid import EngineSpec
@@ -91,6 +92,56 @@ def test_it_learns_what_the_solver_knows_and_runs_beside_its_model(recipe, tmp_p
     replies = [tiny.serve(opened.engine, ask) for opened, ask in zip((plain, cool), asks, strict=True)]
     assert tiny.same(replies[0][0], replies[1][0])
     assert replies[1][1].logprobs != replies[1][1].tempered
+
+
+def test_a_policy_that_learns_with_its_network_is_saved_with_it(recipe, tmp_path):
+    said = {"entropy": 2.0, "low": 0.05, "high": 3.0, "normalise": False, "joint": True}
+    tempnet.main(recipe(max_steps=60, learning_rate=0.003, **said))
+    out = tmp_path / "out"
+    made = manifest.verify(out)
+    assert (made.recipe, made.kind) == ("tempnet", "full") and tempnet.tempnet.BESIDE in made.files
+    assert not [key for key in load_file(out / "model.safetensors") if key.startswith("tempnet")]
+    rows = [tempnet.tokens(row, tiny.tokenizer(), None) for row in sums(100)]
+    batch = DataCollatorForSeq2Seq(tiny.tokenizer())(rows)
+    net = tempnet.tempnet.load(made.temperatures, out)
+    losses = []
+    for folder, tau in ((tmp_path / "base", lambda h: torch.ones(len(h))), (out, net)):
+        logits, labels = tempnet.positions(load(folder).model, batch)
+        with torch.no_grad():
+            losses.append(loss(logits, labels, tau(logits), 2.0).mean().item())
+    assert losses[1] < losses[0] - 0.5
+    opened = open_engine(str(out), {}, EngineSpec())
+    asks = [Draw(opened.engine.encode("1+1="), 5, law, 9) for law in (Sampling(0), Sampling())]
+    greedy, drawn = tiny.serve(opened.engine, asks)
+    ids = torch.tensor([opened.engine.encode("1+1=").ids])
+    plain = load(out).model.generate(ids, max_new_tokens=9, do_sample=False)[0, ids.shape[1] :].tolist()
+    assert list(greedy.tokens) == plain[: len(greedy.tokens)] and len(greedy.tokens) > 0
+    assert drawn.logprobs != drawn.tempered
+
+
+def test_the_schedule_moves_the_policy_alone(recipe, tmp_path):
+    nets = []
+    for rate in ("0", "0.01"):
+        words = recipe(max_steps=3, learning_rate=0.0, joint=True)
+        tempnet.main([*words, "--tempnet_learning_rate", rate, "--output_dir", str(tmp_path / rate)])
+        held, base = load(tmp_path / rate).model.state_dict(), load(tmp_path / "base").model.state_dict()
+        assert all(torch.equal(held[key], base[key]) for key in base)
+        nets.append(load_file(tmp_path / rate / tempnet.tempnet.BESIDE))
+    moved = (nets[1]["transformation.weight"] - nets[0]["transformation.weight"]).abs().max().item()
+    assert moved == pytest.approx(0.03, rel=0.2)  # three full steps of Adam
+
+
+def test_the_policy_s_gradient_in_joint_training_has_no_factor_of_the_temperature(recipe, tmp_path):
+    policy = tiny.model()
+    policy.tempnet = tempnet.TempNet(Temperatures(low=0.3, high=0.5, width=8), 264)
+    batch = DataCollatorForSeq2Seq(tiny.tokenizer())([tempnet.tokens(row, tiny.tokenizer(), None) for row in sums(3)])
+    session = SimpleNamespace(model=policy)
+    logits, labels, tau = tempnet.JointTrainer.tempered(session, policy, batch)
+    (slope,) = torch.autograd.grad(loss(logits, labels, tau, 1.0).sum(), logits, retain_graph=True)
+    h = logits.detach() / tau.detach()[:, None]
+    torch.testing.assert_close(slope, h.softmax(-1) - torch.nn.functional.one_hot(labels, 264), atol=1e-5, rtol=0)
+    loss(logits, labels, tau, 1.0).mean().backward()
+    assert all(weight.grad is not None for weight in policy.parameters())
 
 
 def test_nothing_to_learn_from_is_refused(recipe, tmp_path):

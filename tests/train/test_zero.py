@@ -29,7 +29,7 @@ from launch import (
 )
 from safetensors.torch import load_file
 
-from extratime.models import manifest
+from extratime.models import manifest, tempnet
 from extratime.models.load import load
 from extratime.train import checkpoints
 
@@ -48,7 +48,8 @@ ASKED = {"question": "ok?", "good": "n", "bad": "y", "responses": 2, "rank": 4, 
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("zero")
     tiny.save(place / "base")
-    write_rows(place / "sft.jsonl", sums())
+    for name in ("sft", "tempnet"):
+        write_rows(place / f"{name}.jsonl", sums())
     write_rows(place / "self_eval.jsonl", draws())
     return place
 
@@ -173,6 +174,31 @@ def test_self_evaluation_trains_like_one_process(stage, adapter, place, alone, t
     assert [code for code, _ in ends] == [0, 0], ends
     assert_close(out, alone("self_eval", *more))
     assert load(out).model is not None and manifest.verify(out).kind == adapter
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_a_sharded_run_follows_a_refined_schedule_and_keeps_no_norms_of_its_own(stage, place, alone, tmp_path):
+    out, more = tmp_path / "out", ("--refine_from", alone("sft"))
+    ends = together(tmp_path, CONFIGS[stage], "sft", *words(place, "sft", out, 2, *more))
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert_close(out, alone("sft", *more))
+    code, said = train(tmp_path, "sft", *words(place, "sft", tmp_path / "next", 4, "--refine_from", out))
+    assert code == 1 and "gradient_norms.json does not exist" in said and "unless it ran under DeepSpeed" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("joint", ["false", "true"])
+@pytest.mark.parametrize("stage", ["cpu", "zero2"])
+def test_a_temperature_network_trains_beside_a_policy_and_with_it(stage, joint, place, tmp_path):
+    out, more = tmp_path / "out", ("--joint", joint, "--width", "8")
+    ends = together(tmp_path, CONFIGS[stage], "tempnet", *words(place, "tempnet", out, 2, *more))
+    assert [code for code, _ in ends] == [0, 0], ends
+    said = manifest.verify(out)
+    if joint == "true":
+        before, after = load(place / "base").model.state_dict(), load(out).model.state_dict()
+        assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key]) for key in before)
+    assert tempnet.load(said.temperatures, out)(torch.randn(3, 264)).shape == (3,)
 
 
 @pytest.mark.slow

@@ -1,0 +1,187 @@
+"""Learning-rate schedules on a transformer from scratch: the annealing law's predictions, and the refined schedule.
+
+    python scripts/bench/schedules.py [--json FILE]
+
+A model of 0.2 M parameters reads lines of sums, character by character, drawn afresh for every step. Within a seed all
+schedules see the same lines from the same weights and the same peak. The law is fitted to the training losses of the
+constant and the cosine run of a seed and weighed on schedules that it has not seen; the refined schedule follows the
+gradient norms of the linear run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from table import at_most, row, show
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from extratime.evaluate.annealing import Curve, fit, schedule
+from extratime.train.refinement import multipliers, norms_of, smooth
+
+LETTERS = "0123456789+-*=\n"
+LENGTH = 64
+WSD = "constant, then linear over 20 %"
+
+
+@dataclass
+class Outcome:
+    """What a run left: its log, L1 norms of its gradients, and the held-out loss at its end."""
+
+    curve: Curve
+    norms: np.ndarray
+    final: float
+
+
+def sums(rng, count):
+    """Token ids [count, LENGTH + 1] of lines such as 37+85=122."""
+    text = []
+    while len(text) < count * (LENGTH + 1):
+        a, b, sign = rng.integers(100), rng.integers(100), rng.integers(3)
+        text += f"{a}{'+-*'[sign]}{b}={(a + b, a - b, a * b)[sign]}\n"
+    ids = [LETTERS.index(letter) for letter in text[: count * (LENGTH + 1)]]
+    return torch.tensor(ids).view(count, LENGTH + 1)
+
+
+def build(seed):
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(LETTERS), max_position_embeddings=LENGTH, **shape))
+
+
+def nll(model, ids):
+    logits = model(ids[:, :-1], use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def train(args, rates, seed, held):
+    model, rng = build(seed), np.random.default_rng(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.0, betas=(0.9, 0.95))
+    losses, norms = [], []
+    for rate in rates:
+        loss = nll(model, sums(rng, args.batch))
+        optimiser.zero_grad()
+        loss.backward()
+        norms.append(norms_of(model.parameters())[0])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+        losses.append(loss.item())
+    steps = np.arange(args.every, len(rates) + 1, args.every)
+    means = np.array(losses[: steps[-1]]).reshape(-1, args.every).mean(1)
+    with torch.no_grad():
+        final = nll(model, held).item()
+    return Outcome(Curve(rates, steps, means), np.array(norms), final)
+
+
+def schedules(args):
+    warm = args.steps // 20
+    made = {shape: schedule(shape, args.steps, args.peak, warm) for shape in ("constant", "cosine", "linear", WSD)}
+    made["cosine of half the length"] = schedule("cosine", args.steps // 2, args.peak, warm)
+    made["drop to a tenth at 60 %"] = np.where(np.arange(args.steps) < 0.6 * args.steps, 1, 0.1) * made["constant"]
+    return made
+
+
+def runs(args):
+    held = sums(np.random.default_rng(10_000), 256)
+    bar = tqdm(total=args.seeds * (len(schedules(args)) + 1), desc="runs")
+    for seed in range(args.seeds):
+        found = {}
+        for name, rates in schedules(args).items():
+            found[name] = train(args, rates, seed, held)
+            bar.update()
+        found["refined"] = train(args, args.peak * multipliers(found["linear"].norms, -1), seed, held)
+        bar.update()
+        yield found
+
+
+def law(found):
+    """How far the law and two baselines are off on the schedules of each seed that they were not fitted to."""
+    off = {"law": [], "C = 0": [], "mean": []}
+    ends = {}
+    for one in found:
+        known = [one[name].curve for name in ("constant", "cosine")]
+        full, flat = fit(known), fit(known, annealing=False)
+        mean = (known[0].losses + known[1].losses) / 2
+        for name in one:
+            ends.setdefault(name, []).append(full(one[name].curve.rates)[-1])
+            if name in ("constant", "cosine"):
+                continue
+            curve = one[name].curve
+            late = curve.middles > 0.15 * len(curve.rates)
+            off["law"].append(full.error(curve))
+            off["C = 0"].append(flat.error(curve))
+            off["mean"].append(np.mean(np.abs(mean[: len(late)] / curve.losses - 1)[late]))
+    said = f"{full}"
+    errors = {name: float(np.mean(values)) for name, values in off.items()}
+    yield at_most("law: mean relative error on unseen schedules", errors["law"], 0.015, f"last seed: {said}")
+    for name, words in (("C = 0", "the law without annealing"), ("mean", "the mean of the two curves")):
+        yield at_most(
+            f"law: error ÷ that of {words}", errors["law"] / errors[name], 0.5, f"{errors[name]:.4f} with it"
+        )
+    yield order(found, ends)
+
+
+def order(found, ends):
+    right, wrong = 0, []
+    for a, b in itertools.combinations(found[0], 2):
+        gap = np.array([one[a].final - one[b].final for one in found])
+        if abs(gap.mean()) > 2 * gap.std(ddof=1) / len(gap) ** 0.5:
+            agrees = gap.mean() * np.mean(np.subtract(ends[a], ends[b])) > 0
+            right, wrong = right + agrees, wrong + [f"{a} and {b}"] * (not agrees)
+    share = right / max(right + len(wrong), 1)
+    note = f"{right + len(wrong)} pairs; wrong: {'; '.join(wrong) or 'none'}"
+    return row("law: final losses over 2 SE apart that it ranks rightly", share, "all", share == 1, note)
+
+
+def refinement(args, found):
+    """Final held-out losses by schedule, paired by seed."""
+    final = {name: np.array([one[name].final for one in found]) for name in found[0]}
+    for name in ("constant", "cosine", "linear", "refined"):
+        yield row(f"held-out loss at the end: {name}", final[name].mean(), note=f"sd {final[name].std(ddof=1):.4f}")
+    gain, spent = final["constant"] - final["linear"], final["refined"] - final["linear"]
+    errors = [gap.std(ddof=1) / len(gap) ** 0.5 for gap in (gain, spent)]
+    yield row(
+        "constant − linear, in SE", gain.mean() / errors[0], "≥ 2", gain.mean() >= 2 * errors[0], f"{gain.mean():+.4f}"
+    )
+    bar = 0.5 * errors[1]
+    yield row("refined − linear", spent.mean(), f"≤ 0.5 SE = {bar:.4f}", spent.mean() <= bar, f"SE {errors[1]:.4f}")
+    for seed, one in enumerate(found):
+        norms = smooth(one["linear"].norms, 0.1)
+        large = norms[0] > 1.5 * np.median(norms)
+        peak = multipliers(one["linear"].norms, -1).argmax() / args.steps
+        note = f"L1 norm at first ÷ median {norms[0] / np.median(norms):.2f}"
+        yield row(
+            f"refined schedule's peak, share of the run, seed {seed}",
+            peak,
+            "> 0.02 if large",
+            not large or peak > 0.02,
+            note,
+        )
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--peak", type=float, default=3e-3)
+    parser.add_argument("--every", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
+    found = list(runs(args))
+    show([*law(found), *refinement(args, found)], args.json)
+
+
+if __name__ == "__main__":
+    main()
