@@ -113,7 +113,7 @@ def test_a_blank_step_gets_no_reward_and_text_without_a_step_none(tmp_path):
 def test_a_separator_keeps_its_own_tokens_and_is_part_of_the_name(tmp_path):
     folder = save(tmp_path, LlamaForTokenClassification, 2)
     reward, other = (load_reward(folder, separator=separator) for separator in ("c", "b"))
-    assert len(ids("abc")) == 1 and reward.read("", "ab") == (tuple(ids("ab") + ids("c")), (1,))
+    assert len(ids("abc")) == 1 and reward.how.read("", "ab") == (tuple(ids("ab") + ids("c")), (1,))
     assert reward.fingerprint != other.fingerprint
 
 
