@@ -19,6 +19,7 @@ from launch import (
     logged,
     only,
     reward_letters,
+    solutions,
     sums,
     together,
     train,
@@ -30,6 +31,7 @@ from safetensors.torch import load_file
 
 from extratime.models import manifest
 from extratime.models.load import load
+from extratime.models.reward import load_reward
 from extratime.train import checkpoints
 
 pytest.importorskip("deepspeed")
@@ -44,6 +46,7 @@ def place(tmp_path_factory):
     tiny.save(place / "base")
     write_rows(place / "sft.jsonl", sums())
     write_rows(place / "self_eval.jsonl", draws())
+    write_rows(place / "prm.jsonl", solutions())
     return place
 
 
@@ -147,6 +150,16 @@ def test_self_evaluation_trains_like_one_process(stage, adapter, place, alone, t
     assert [code for code, _ in ends] == [0, 0], ends
     assert_close(out, alone("self_eval", *more))
     assert load(out).model is not None and manifest.verify(out).kind == adapter
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["cpu", "zero2", "zero3"])
+def test_a_process_reward_model_trains_like_one_process(stage, place, alone, tmp_path):
+    out = tmp_path / "out"
+    ends = together(tmp_path, CONFIGS[stage], "prm", *words(place, "prm", out, 2))
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert_close(out, alone("prm"))
+    assert load_reward(out).how.steps and manifest.verify(out).steps.separator == "\n"
 
 
 @pytest.mark.slow
