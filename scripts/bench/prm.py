@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -33,7 +34,7 @@ from extratime.models.steps import split
 
 TASKS = {"sums_easy": (3, 1), "sums_medium": (2, 2), "sums_hard": (3, 2)}
 DRAWS, COMPLETIONS, STEPS = 4, 8, 8
-POOL = 8
+POOL, TIE = 8, 0.1
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
 """Freed memory stays with the process: training steps are a third quicker."""
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -125,7 +126,10 @@ def evaluate(args, name):
         "strategies": strategies,
         "output": str(folder),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "streams").mkdir(parents=True, exist_ok=True)
+    drawn = args.folder / "test-prm/streams/0-of-1.jsonl"
+    if name != "prm":
+        shutil.copy(drawn, folder / "streams/drawn.jsonl")
     file = args.folder / f"test-{name}.yaml"
     file.write_text(json.dumps(recipe))
     call("extratime.evaluate.cli", "evaluate", file, "--no-report")
@@ -179,11 +183,11 @@ def labels(args, worked):
 
 
 def weighed(args, name, grid):
-    """Each step of the distinct test draws of a problem: [problem][(reward, exact label, its place, steps)]."""
+    """Each step of the first distinct test draws of a problem: [problem][(reward, exact label, its place, steps)]."""
     engine = RewardEngine(load_reward(args.folder / name, dtype="float32"))
     worked, asked, told = solutions(), {}, {}
     for i, (question, pool) in enumerate(zip(grid.questions(), grid.pools("prm"), strict=True)):
-        for text in dict.fromkeys(r["text"] for r, _ in pool if r["finish"] == "eos"):
+        for text in dict.fromkeys(r["text"] for r, _ in pool[:DRAWS] if r["finish"] == "eos"):
             asked[i, text] = exact(split(text, "\n"), worked[question])
             engine.submit((i, text), Score(Prompt(question), text))
     while answered := engine.poll():
@@ -203,6 +207,9 @@ def ranking(name, found):
     note = f"95 % [{area.low:.3f}, {area.high:.3f}], {len(steps)} steps, {right.mean():.0%} right"
     if name == "shuffled":
         yield row("shuffled: AUROC of steps", area.value, "0.5 ± 0.05", abs(area.value - 0.5) <= 0.05, note)
+        tied = auroc(np.round(reward / TIE), right)
+        yield row(f"shuffled: AUROC in rewards of {TIE}", tied, "0.5 ± 0.05", abs(tied - 0.5) <= 0.05)
+        yield row("shuffled: standard deviation of rewards", reward.std())
         return
     yield at_least(f"{name}: AUROC of steps", area.value, 0.9, note)
     best = max(np.mean((reward >= cut) == right) for cut in np.quantile(reward, np.linspace(0, 1, 101)))
