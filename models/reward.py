@@ -32,7 +32,7 @@ from extratime.models.conventions import (
     second_of_two,
 )
 from extratime.models.engines.text import encoder
-from extratime.models.load import Where, load, locate
+from extratime.models.load import Where, load, locate, refuse_adapter
 from extratime.models.request import digest
 from extratime.models.steps import Reading, reader
 
@@ -98,6 +98,7 @@ def load_reward(
         ValueError: it is no reward model, or of the other kind, or has outputs that mean nothing here.
     """
     folder = locate(where)
+    refuse_adapter(where, folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     convention, separator = _means(where, config, separator, convention)
     head = AutoModelForTokenClassification if separator else AutoModelForSequenceClassification

@@ -39,7 +39,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from extratime.models.load import load_tokenizer, locate
+from extratime.models.load import load_tokenizer, locate, refuse_adapter
 from extratime.models.steps import Reading, Steps, reader
 from extratime.train import run
 
@@ -206,8 +206,7 @@ def load_base(args: Config) -> tuple[PreTrainedModel, Any]:
         ValueError: it is an adapter, or lacks weights.
     """
     folder = locate(args.model, args.revision)
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"model {args.model} is an adapter: merge it into its base and name the folder of the result")
+    refuse_adapter(args.model, folder)
     config = AutoConfig.from_pretrained(folder, num_labels=args.labels, trust_remote_code=False)
     config.classifier_dropout, config.token_classification_bias = args.dropout, False
     config.problem_type = "multi_label_classification" if args.labels == 1 else "single_label_classification"

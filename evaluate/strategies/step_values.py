@@ -2,8 +2,8 @@
 
 Draw responses and stop at each end of a step; from each such prefix draw K completions of the policy. The value of the
 step is the share of them that is right: the soft label c/K, an unbiased estimate of P(right | prefix). A response
-that has ended has one completion, itself. The values know the reference answer: they are training data, or an oracle's
-beside which a verifier can be held, and no result. The answer is the first draw, which they do not choose.
+that has ended has one completion, itself. The values know the reference answer: they are training data, or a ceiling
+to hold verifiers against, never a result. The answer is the first draw, which they do not choose.
 
 Budget law: 1 + `completions` · `steps` full lengths pay for a response and for all completions of its first `steps`
 steps. So many responses are drawn as `budget` pays for; where it pays for none, one without values.

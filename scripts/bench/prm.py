@@ -3,9 +3,9 @@
     python scripts/bench/prm.py [--policy runs/sums/sft] [--folder runs/bench/prm] [--json FILE]
 
 Monte-Carlo labels of the policy's own training solutions, the model they teach, its control with shuffled labels, and
-one taught by exact labels of worked solutions with planted errors; then best-of-8 and beam search on test problems.
-Exact labels come by rule: a step is right if it and all before it are the worked solution's. Every stage goes on where
-it was, and a finished one returns at once.
+one taught by exact labels of these and of worked solutions with planted errors; then best-of-8 and beam search on
+test problems. Exact labels come by rule: a step is right if it and all before it are the worked solution's. Every
+stage goes on where it was, and a finished one returns at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ POOL, TIE = 8, 0.1
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
 """Freed memory stays with the process: training steps are a third quicker."""
 RECIPES = Path(__file__).parents[2] / "recipes"
-MODELS = {"prm": [], "shuffled": ["--shuffle_labels", "true"], "exact": []}
+MODELS = {"prm": [], "shuffled": ["--shuffle_labels", "true"], "exact": ["--num_train_epochs", "1"]}
 
 
 def call(*words, **env):
@@ -69,16 +69,18 @@ def exact(steps, worked):
     return [float(steps[: t + 1] == worked[: t + 1]) for t in range(len(steps))]
 
 
-def planted(args):
-    """Worked solutions of training problems, half of them with one result off; the error goes on into later steps."""
-    rng, made = random.Random(0), []
+def exactly(args):
+    """The policy's own training solutions, and worked ones, half of them with a planted error; with exact labels."""
+    rng, made, worked = random.Random(0), [], solutions()
+    for each in lines(args.folder / "labels/steps.jsonl"):
+        made.append(each | {"labels": exact(each["steps"], worked[each["prompt"]])})
     for terms, digits in TASKS.values():
-        for doc in list(documents(terms, digits)["train"])[: args.exact]:
-            worked = doc["solution"].split("\n")
-            steps = off(worked, rng) if rng.random() < 0.5 else worked
-            made.append({"prompt": f"Sum: {doc['expression']}\n", "steps": steps, "labels": exact(steps, worked)})
+        for doc in list(documents(terms, digits)["train"])[-args.planted :]:
+            right = doc["solution"].split("\n")
+            steps = off(right, rng) if rng.random() < 0.5 else right
+            made.append({"prompt": f"Sum: {doc['expression']}\n", "steps": steps, "labels": exact(steps, right)})
     rng.shuffle(made)
-    file = args.folder / "planted.jsonl"
+    file = args.folder / "exact.jsonl"
     file.write_text("".join(json.dumps(each) + "\n" for each in made))
     return file
 
@@ -94,14 +96,16 @@ def off(worked, rng):
     return steps
 
 
-def train(args):
-    f = args.folder
-    sets = {"model": args.policy, "output": f / "labels", "limit": args.train}
-    call("extratime.train.step_labels", RECIPES / "step_labels/sums.yaml", *overrides(sets))
-    for name, difference in MODELS.items():
-        data = planted(args) if name == "exact" else f / "labels/steps.jsonl"
-        said = ["--config", RECIPES / "prm/sums.yaml", "--output_dir", f / name, "--model", args.policy]
-        call("extratime.train.prm", *said, "--data", data, *difference, "--report_to", "none", **KEEP)
+def draw(args):
+    sets = {"model": args.policy, "output": args.folder / "labels", "limit": args.train}
+    if not (args.folder / "labels/steps.jsonl").exists():
+        call("extratime.train.step_labels", RECIPES / "step_labels/sums.yaml", *overrides(sets))
+
+
+def train(args, name):
+    data = exactly(args) if name == "exact" else args.folder / "labels/steps.jsonl"
+    said = ["--config", RECIPES / "prm/sums.yaml", "--output_dir", args.folder / name, "--model", args.policy]
+    call("extratime.train.prm", *said, "--data", data, *MODELS[name], "--report_to", "none", **KEEP)
 
 
 def evaluate(args, name):
@@ -132,7 +136,8 @@ def evaluate(args, name):
         shutil.copy(drawn, folder / "streams/drawn.jsonl")
     file = args.folder / f"test-{name}.yaml"
     file.write_text(json.dumps(recipe))
-    call("extratime.evaluate.cli", "evaluate", file, "--no-report")
+    if not (folder / "results").exists():
+        call("extratime.evaluate.cli", "evaluate", file, "--no-report")
     return folder
 
 
@@ -164,22 +169,24 @@ class Grid:
 
 
 def labels(args, worked):
-    """Monte-Carlo labels of steps that were continued, beside exact ones."""
+    """Monte-Carlo labels of steps that were continued, beside exact ones and how the responses themselves ended."""
     rows = lines(args.folder / "labels/steps.jsonl")
     inner = [
-        (label, right)
+        (label, right, each["reward"])
         for each in rows
         for label, right in list(zip(each["labels"], exact(each["steps"], worked[each["prompt"]]), strict=True))[:-1]
     ]
-    soft, right = (np.array(column) for column in zip(*inner, strict=True))
+    soft, right, end = (np.array(column) for column in zip(*inner, strict=True))
     note = f"{len(inner)} inner steps of {len(rows)} responses, K = {COMPLETIONS}"
-    yield row("Monte-Carlo labels: completions right after a wrong step", soft[right == 0].mean(), note=note)
-    yield row("Monte-Carlo labels: completions right after a right step", soft[right == 1].mean())
-    yield at_least("Monte-Carlo labels against exact ones, AUROC", auroc(soft, right), 0.9)
-    hard = np.mean((soft > 0) == (right == 1))
-    yield at_least("hard labels that are the exact ones", hard, 0.85)
-    everything = [label for each in rows for label in each["labels"]]
-    yield row("labels known", np.mean([label is not None for label in everything]), "1", None not in everything)
+    gap, error = (soft - end).mean(), (soft - end).std() / np.sqrt(len(soft))
+    name = "Monte-Carlo labels − outcomes of the same responses"
+    yield row(name, gap, f"0 ± {3 * error:.3f} (3 SE)", abs(gap) <= 3 * error, note)
+    yield row("Monte-Carlo label after a wrong step, mean", soft[right == 0].mean())
+    yield row("Monte-Carlo label after a right step, mean", soft[right == 1].mean())
+    yield row("Monte-Carlo labels against exact ones, AUROC", auroc(soft, right))
+    yield row("hard labels that are the exact ones", np.mean((soft > 0) == (right == 1)))
+    missing = sum(label is None for each in rows for label in each["labels"])
+    yield row("steps without a label", missing, "0", missing == 0)
 
 
 def weighed(args, name, grid):
@@ -230,14 +237,14 @@ def versus(name, a, b, bar="interval > 0", least=None, note=""):
     return row(name, d.value, bar, holds, told)
 
 
-def use(grid):
+def use(grid, models):
     pass1, majority = grid.pass1(), grid.scores("self_consistency")
     likelihood, oracle = grid.scores("likelihood"), grid.scores("oracle")
     yield row("pass@1 at T = 1", np.mean(pass1))
     yield row(f"majority({POOL})", np.mean(majority))
     yield row(f"best-of-{POOL} by likelihood", np.mean(likelihood))
     yield row(f"best-of-{POOL} by the oracle", np.mean(oracle))
-    for name in ("prm", "exact"):
+    for name in models:
         mine = grid.scores(name)
         yield versus(f"{name}: best-of-{POOL} − majority({POOL})", mine, majority, "≥ 0", 0.0, f"{np.mean(mine):.3f}")
         yield versus(f"{name}: best-of-{POOL} − pass@1", mine, pass1)
@@ -257,8 +264,9 @@ def arguments():
     parser.add_argument("--policy", type=Path, default=Path("runs/sums/sft"))
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/prm"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="prm and shuffled at least")
     parser.add_argument("--train", type=int, default=100, help="training problems of each of the three tasks")
-    parser.add_argument("--exact", type=int, default=800, help="worked solutions of each task for the exact labels")
+    parser.add_argument("--planted", type=int, default=400, help="worked solutions of each task for the exact labels")
     parser.add_argument("--test", type=int, default=70, help="test problems of each task")
     return parser.parse_args()
 
@@ -267,12 +275,16 @@ def main():
     args = arguments()
     args.folder, args.policy = args.folder.resolve(), args.policy.resolve()
     args.folder.mkdir(parents=True, exist_ok=True)
-    train(args)
-    grid = Grid([evaluate(args, name) for name in MODELS])
+    draw(args)
+    folders = []
+    for name in args.models:
+        train(args, name)
+        folders.append(evaluate(args, name))
+    grid = Grid(folders)
     rows = [*labels(args, solutions())]
-    for name in MODELS:
+    for name in args.models:
         rows += ranking(name, weighed(args, name, grid))
-    show([*rows, *use(grid)], args.json)
+    show([*rows, *use(grid, [name for name in args.models if name != "shuffled"])], args.json)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from extratime.evaluate.grid import parse
+from extratime.evaluate.run import run_recipe
 from extratime.models.conventions import CONVENTIONS, Gated
 from extratime.models.engines.reward import RewardEngine
 from extratime.models.request import Failure, Prompt, Score
@@ -337,3 +339,26 @@ def test_separator_and_convention_are_part_of_the_name(tmp_path):
         for separator in (None, "a")
     }
     assert len(prints) == 4
+
+
+def test_a_recipe_asks_by_the_question_whatever_the_policy_s_chat_template(tmp_path):
+    checkpoint = save(tmp_path / "reward", "qwen2.5-math-prm")
+    said = {
+        "model": str(tiny.save(tmp_path / "policy")),
+        "verifier": {"model": str(checkpoint), "device": "cpu", "separator": "a"},
+        "tasks": ["sums_easy"],
+        "strategies": [{"best_of_n": {"verify": "reward_model"}}],
+        "budgets": [4],
+        "max_tokens": 8,
+        "limit": 2,
+        "engine": {"dtype": "float32", "device": "cpu"},
+        "output": str(tmp_path / "run"),
+    }
+    folder = run_recipe(parse(said))
+    texts = {r["id"]: r["text"] for r in map(json.loads, (folder / "responses" / "0-of-1.jsonl").open())}
+    engine = RewardEngine(load_reward(checkpoint, separator="a"))
+    for line in map(json.loads, (folder / "results" / "0-of-1.jsonl").open()):
+        question = line["question"].removeprefix("<|im_start|>user\n").partition("<|im_end|>")[0]
+        assert question.startswith("Sum: ") and "<|im_start|>assistant" in line["question"]
+        replies = ask(engine, *(texts[name] for name, _ in line["pool"]), question=question)
+        assert [w for _, w in line["pool"]] == pytest.approx([r.values[-1] for r in replies], abs=1e-4)
