@@ -70,20 +70,30 @@ class VerifierSpec:
     """A reward model for the role "verifier".
 
     Attributes:
-        model: hub id or folder of a sequence classifier with one output, or of a token classifier that weighs steps.
+        model: hub id or folder of a sequence classifier with one output, of a token classifier that weighs steps, or
+            of a published process reward model.
         dtype: of the weights; "auto" takes the checkpoint's own.
         device: where; None takes a GPU if there is one.
-        separator: what ends a step, for a token classifier.
+        separator: what ends a step, where neither the checkpoint nor its convention tells.
+        convention: how a published model is asked (`extratime.models.conventions`), where its configuration does not
+            tell.
+        url: of a vLLM pooling server that has the model, under the name `model`; None runs it in this process.
+        tokenizer: for a server: folder or hub id of the model's tokenizer and configuration; None takes `model`.
     """
 
     model: str
     dtype: str = "auto"
     device: str | None = None
     separator: str | None = None
+    convention: str | None = None
+    url: str | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         if self.separator == "":
             raise ValueError("the separator must not be empty; leave it out where whole texts are weighed")
+        if self.url and (self.device or self.dtype != "auto"):
+            raise ValueError("dtype and device are the server's own; leave them out beside url")
 
 
 @dataclass(frozen=True, slots=True)

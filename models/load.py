@@ -94,7 +94,7 @@ def load(
     folder = locate(where, revision)
     if (folder / "adapter_config.json").is_file():
         if head is not AutoModelForCausalLM:
-            raise ValueError(f"{where} is an adapter: merge it into its base model and give the folder of the result")
+            refuse_adapter(where, folder)
         return _load_adapter(folder, dtype, named, device, chat)
     model = _with_adapters(_model(folder, dtype, head), named).to(device or "cpu").eval()
     mark = fingerprint(folder, model.dtype)
@@ -109,6 +109,16 @@ def locate(where: Where, revision: str | None = None) -> Path:
         ValueError: weights are damaged.
     """
     return _folder(where) or _fetch(str(where), revision)
+
+
+def refuse_adapter(where: Where, folder: Path) -> None:
+    """Refuse an adapter where a whole model is needed.
+
+    Raises:
+        ValueError: `folder`, which `where` names, holds one.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{where} is an adapter: merge it into its base model and give the folder of the result")
 
 
 def _model(folder: Path, dtype: torch.dtype | str, head: Any) -> Any:

@@ -162,11 +162,13 @@ class Score:
 
     Attributes:
         role: which engine answers: "policy", "verifier", "judge" or another name of the recipe.
+        question: what the user asked, for a reward model that renders it in its own way; "" where the prompt is it.
     """
 
     prompt: Prompt
     continuation: str
     role: str = "verifier"
+    question: str = ""
 
 
 @dataclass(frozen=True, slots=True)

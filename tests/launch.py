@@ -294,6 +294,17 @@ def draws(problems=6, each=4, seed=0):
     return made
 
 
+def solutions(count=24, seed=0):
+    """Rows for prm: a step is right if it has no "x", and so is what comes before it."""
+    rng = random.Random(seed)
+    made = []
+    for i in range(count):
+        steps = ["".join(rng.choice("abcx") for _ in range(rng.randint(2, 6))) for _ in range(rng.randint(1, 3))]
+        labels = [float(not any("x" in step for step in steps[: t + 1])) for t in range(len(steps))]
+        made.append({"prompt": f"p{i}?", "steps": steps, "labels": labels})
+    return made
+
+
 def logged(checkpoint):
     """Every number that a run logged up to a checkpoint, but for clocks."""
     history = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["log_history"]

@@ -52,6 +52,7 @@ class Stub:
     host: str = "127.0.0.1"
     bos: int | None = None
     cached: int = 0
+    labels: int = 1
     fixed: bool = False
     arrivals: list[Arrival] = field(default_factory=list)
     draws: dict[Any, int] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class Stub:
         app.router.add_post("/v1/completions", self.complete)
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/tokenize", self.tokenize)
+        app.router.add_post("/pooling", self.pool)
         app.router.add_get("/v1/models", self.list_models)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -112,6 +114,20 @@ class Stub:
         return web.json_response(
             {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
         )
+
+    async def pool(self, request: web.Request) -> web.StreamResponse:
+        """Logits that hang on each token and its place, or on the whole text."""
+        body = await request.json()
+        self.arrivals.append(Arrival(time.monotonic(), body, request.headers.get("Authorization", "")))
+        await self._wait()
+        ids = body["input"]
+        rows = [[logit(ids[: i + 1]), -logit(ids[: i + 1])][: self.labels] for i in range(len(ids))]
+        data = rows if body["task"] == "token_classify" else [logit(ids)]
+        usage = {"prompt_tokens": len(ids), "total_tokens": len(ids), "completion_tokens": 0}
+        reply = {"data": [{"index": 0, "object": "pooling", "data": data}], "usage": usage, "model": body["model"]}
+        planned = self.faults.get(tuple(ids))
+        fault = planned.pop(0) if planned else None
+        return await FAULTS[fault](request, reply) if fault else web.json_response(reply)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         content = await request.read()
@@ -182,6 +198,10 @@ class Stub:
         return ids[: body["max_tokens"]], "length"
 
 
+def logit(ids: list[int]) -> float:
+    return (sum(ids) * len(ids)) % 41 / 10 - 2
+
+
 def piece(token: int) -> str:
     return "<end>" if token == END else PIECES.get(token) or chr(token)
 
@@ -225,6 +245,14 @@ def _spoilt(**change: Any) -> Any:
     return fault
 
 
+def _pooled(change: Any) -> Any:
+    async def fault(request: web.Request, reply: Any) -> web.StreamResponse:
+        reply["data"][0]["data"] = change(reply["data"][0]["data"])
+        return web.json_response(reply)
+
+    return fault
+
+
 async def html(request: web.Request, reply: Any) -> web.StreamResponse:
     return web.Response(text="<html>busy</html>", content_type="text/html")
 
@@ -255,6 +283,11 @@ FAULTS = {
     "error": error_object,
     "null": _spoilt(text=None),
     "abort": _spoilt(finish_reason="abort"),
+    "one token less": _pooled(lambda data: data[1:]),
+    "no data": _pooled(lambda data: None),
+    "words": _pooled(lambda data: ["right"] * len(data)),
+    "nan": _pooled(lambda data: [[float("nan")] for _ in data]),
+    "too many labels": _pooled(lambda data: [[0.0] * 5 for _ in data]),
     "no ids": _spoilt(token_ids=[]),
     "no form": _spoilt(logprobs={"tokens": 5}),
     "no numbers": _spoilt(logprobs={"tokens": ["a"], "token_logprobs": [None]}, token_ids=[97]),

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from extratime.evaluate.grid import read_recipe
+from extratime.evaluate.grid import Recipe, read_recipe
 from extratime.evaluate.run import run_recipe
 from extratime.models.engines.text import encoder
 from extratime.models.load import load_tokenizer
@@ -31,10 +31,10 @@ def draws(folder: Path) -> Iterator[dict[str, Any]]:
         problem, prompt, prompt_ids, response, tokens, logprobs (of the end token too), reward; without ids where the
         engine tells none.
     """
-    said = {line["id"]: line for line in _lines(folder, "responses")}
+    said = {line["id"]: line for line in lines(folder, "responses")}
     encode = encoder(load_tokenizer(folder / "tokenizer")) if (folder / "tokenizer").is_dir() else None
     told = set()
-    for result in _lines(folder, "results"):
+    for result in lines(folder, "results"):
         for place, (name, _) in enumerate(result["pool"]):
             response = said[name]
             path = (result["problem"], result["replicate"], place, name)
@@ -51,19 +51,36 @@ def draws(folder: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def _lines(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
+def lines(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """All records of a run folder: "results" or "responses"."""
     for file in sorted((folder / kind).glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             yield json.loads(line)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the recipe and write its draws."""
-    parser = argparse.ArgumentParser(prog="extratime train rollouts", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("recipe", type=Path, help="an evaluation recipe, e.g. recipes/rollouts/sums.yaml")
+def run_from(name: str, doc: str | None, example: str, argv: Sequence[str] | None) -> tuple[Recipe, Path]:
+    """Run the evaluation recipe that the command line names.
+
+    Args:
+        name: of the command.
+        doc: its module's docstring.
+        example: an evaluation recipe.
+        argv: the command line's words; None takes the process's own.
+
+    Returns:
+        The recipe and its run folder.
+    """
+    parser = argparse.ArgumentParser(prog=f"extratime train {name}", description=(doc or "").partition("\n")[0])
+    parser.add_argument("recipe", type=Path, help=f"an evaluation recipe, e.g. {example}")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args(argv)
-    folder = run_recipe(read_recipe(args.recipe, args.overrides))
+    recipe = read_recipe(args.recipe, args.overrides)
+    return recipe, run_recipe(recipe)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the recipe and write its draws."""
+    _, folder = run_from("rollouts", __doc__, "recipes/rollouts/sums.yaml", argv)
     rows = list(draws(folder))
     write_text(folder / "draws.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     rewards = [row["reward"] for row in rows]

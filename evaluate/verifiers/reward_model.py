@@ -22,8 +22,9 @@ def reward_model(
     role: str = "verifier",
 ) -> Program[list[float]]:
     """One reward a response; -inf for failed responses and for those that the model gives no reward."""
+    question = next((m["content"] for m in reversed(problem.messages) if m["role"] == "user"), "")
     alive = [r for r in responses if r.finish != "failed"]
-    rewards = iter((yield from score(Score(r.prompt, r.text, role) for r in alive)))
+    rewards = iter((yield from score(Score(r.prompt, r.text, role, question) for r in alive)))
     return [_AGGREGATES[aggregate](next(rewards)) if r.finish != "failed" else -math.inf for r in responses]
 
 

@@ -71,7 +71,20 @@ def _verifier(spec: Any) -> Engine:
     from extratime.models.engines.reward import RewardEngine
     from extratime.models.reward import load_reward
 
-    return RewardEngine(load_reward(spec.model, spec.dtype, spec.device or _device(), spec.separator))
+    if spec.url:
+        return _served_verifier(spec)
+    device = spec.device or _device()
+    return RewardEngine(load_reward(spec.model, spec.dtype, device, spec.separator, spec.convention))
+
+
+def _served_verifier(spec: Any) -> Engine:
+    from extratime.models.engines.openai import Endpoint
+    from extratime.models.engines.pooling import PoolingEngine
+    from extratime.models.reward import served_reward
+
+    where = spec.tokenizer or spec.model
+    how, context = served_reward(where, _tokenizer(where), spec.separator, spec.convention)
+    return PoolingEngine(Endpoint(spec.model, "vllm", spec.url), how, context)
 
 
 def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
+import aiohttp
 from yarl import URL
 
 from extratime.models.engines import servers
@@ -85,6 +86,42 @@ class Endpoint:
         if self.attempts < 1 or self.timeout <= 0 or (self.concurrency is not None and self.concurrency < 1):
             raise ValueError(f"attempts, timeout and concurrency must be positive: {self}")
 
+    @property
+    def root(self) -> str:
+        """The address without "/v1"."""
+        return self.url.rstrip("/").removesuffix("/v1")
+
+
+async def listed(session: aiohttp.ClientSession, at: Endpoint) -> dict[str, Json]:
+    """What a server serves, by name.
+
+    Raises:
+        RuntimeError: nothing answers there, or the model is not served.
+    """
+    told = await at_first(at, lambda: fetch(session, "GET", URL(f"{at.root}/v1/models")))
+    data = told.get("data")
+    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+    served = {str(entry.get("id")): entry for entry in entries}
+    if at.model not in served:
+        raise RuntimeError(f"{at.root} does not serve {at.model!r} but {sorted(served)}: set `model` to one of them")
+    return served
+
+
+async def at_first(at: Endpoint, ask: Callable[[], Awaitable[T]]) -> T:
+    """Like `insist`, but soon at an end: nothing was begun yet, and whoever starts it is still there.
+
+    Raises:
+        RuntimeError: there is no answer.
+    """
+    patience = Patience(at.timeout, min(3, at.attempts), at.pause)
+    try:
+        return (await insist(ask, patience, 0))[0]
+    except Refused as fault:
+        raise RuntimeError(
+            f"the {at.server} server at {at.root} does not answer for model {at.model!r}: "
+            f"{fault}. Start it, or set `url`, `model` and the key in ${at.key_env}"
+        ) from fault
+
 
 class OpenAIEngine:
     """See `extratime.models.request.Engine`.
@@ -110,7 +147,7 @@ class OpenAIEngine:
         self._server: Server = SERVERS[endpoint.server]
         self._limit = endpoint.concurrency or self._server.concurrency
         self._patience = Patience(endpoint.timeout, endpoint.attempts, endpoint.pause)
-        self._root = endpoint.url.rstrip("/").removesuffix("/v1")
+        self._root = endpoint.root
         self._completions = URL(f"{self._root}/v1/completions")
         self._tokens: dict[str, list[int]] = {}
         self._served: dict[str, Json] = {}
@@ -207,28 +244,17 @@ class OpenAIEngine:
         self._session = open_session(self._limit, self._at.timeout, key)
         try:
             if self._server.lists:
-                await self._list_models()
+                self._served = await listed(self._session, self._at)
             await self._try_out()
         except BaseException:
             await self._session.close()
             raise
 
-    async def _list_models(self) -> None:
-        listed = await self._first(lambda: fetch(self._session, "GET", URL(f"{self._root}/v1/models")))
-        data = listed.get("data")
-        entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
-        self._served = {str(entry.get("id")): entry for entry in entries}
-        if self._at.model not in self._served:
-            raise RuntimeError(
-                f"{self._root} does not serve {self._at.model!r} but {sorted(self._served)}: "
-                "set `model` to one of them"
-            )
-
     async def _try_out(self) -> None:
         """Draw one token after a text, and see that the server reads it as we do."""
         said = self._encode(_HELLO) if self._encode else Prompt(_HELLO)
         draw = Draw(said, 0, Sampling(), 1)
-        reply = await self._first(lambda: self._complete(self._draw_body(draw, ())))
+        reply = await at_first(self._at, lambda: self._complete(self._draw_body(draw, ())))
         try:
             work = servers.drawn(self._server, draw, (), reply).work
         except BrokenReply as fault:
@@ -243,23 +269,13 @@ class OpenAIEngine:
         """Refuse a tokenizer that reads texts otherwise than the server."""
         same = len(ids) == read
         if self._server.text_field is not None:
-            heard = await self._first(lambda: self._tokenize(_HELLO))
+            heard = await at_first(self._at, lambda: self._tokenize(_HELLO))
             same = same and tuple(heard) == ids[len(ids) - len(heard) :]
         if not same:
             raise RuntimeError(
                 f"{self._root} reads {_HELLO!r} with other tokens than {list(ids)}: "
                 f"set `tokenizer` to the one of {self._at.model!r}"
             )
-
-    async def _first(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Like `insist`, but soon at an end: nothing was begun yet, and whoever starts it is still there."""
-        try:
-            return (await insist(ask, replace(self._patience, attempts=min(3, self._patience.attempts)), 0))[0]
-        except Refused as fault:
-            raise RuntimeError(
-                f"the {self._server.name} server at {self._root} does not answer for model {self._at.model!r}: "
-                f"{fault}. Start it, or set `url`, `model` and the key in ${self._at.key_env}"
-            ) from fault
 
     async def _answer(self, request: Question) -> Reply:
         with self._busy["decode" if isinstance(request, Draw) else "prefill"]:

@@ -5,16 +5,17 @@ A batch that does not fit into memory is halved. Every text is read whole: nothi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
 from extratime.models.engines.memory import attempt, no_memory
 from extratime.models.request import Draw, Failure, Probe, Profile, Prompt, Read, Reply, Score, Work
-from extratime.models.reward import Reading, RewardModel
+from extratime.models.reward import Manner, RewardModel
+from extratime.models.steps import Reading, Unreadable
 
 Asked: TypeAlias = "tuple[Hashable, Reading]"
 _ROWS, _TOKENS = 64, 16_384
@@ -32,7 +33,7 @@ class RewardEngine:
         self._reward = reward
         pad = reward.model.config.get_text_config().pad_token_id
         # A sequence classifier finds the end of a text by its padding, so without any it reads one text at a time.
-        self._rows = 1 if pad is None and not reward.steps else _ROWS
+        self._rows = 1 if pad is None and not reward.how.steps else _ROWS
         self._pad = pad or 0
         self._waiting: dict[Hashable, Reading] = {}
         self._replies: list[tuple[Hashable, Reply]] = []
@@ -52,19 +53,11 @@ class RewardEngine:
         Raises:
             ValueError: it is another request.
         """
-        if not isinstance(request, Score):
-            raise ValueError(f"a reward model only scores; it cannot answer a {type(request).__name__}")
-        ids, ends = reading = self._reward.read(request.prompt.text, request.continuation)
-        limit = self._reward.context
-        if limit is not None and len(ids) > limit:
-            error = (
-                f"text too long for the reward model: {len(ids)} tokens, its context is {limit}; shorten the response"
-            )
-            self._replies.append((ticket, Failure(error)))
-        elif not ids or (self._reward.steps and not ends):
-            self._replies.append((ticket, Read(())))
+        said = legible(self._reward.how, self._reward.context, request)
+        if isinstance(said, Read | Failure):
+            self._replies.append((ticket, said))
         else:
-            self._waiting[ticket] = reading
+            self._waiting[ticket] = said
 
     def cancel(self, ticket: Hashable) -> Reply | None:
         """Forget a ticket; returns the reply if there is one already."""
@@ -108,7 +101,7 @@ class RewardEngine:
         for (ticket, (ids, ends)), row in zip(batch, rewards, strict=True):
             work = Work(prefill=len(ids), pairs=len(ids) * (len(ids) + 1) // 2)
             self.counts += work
-            self._replies.append((ticket, Read(tuple(row[end] for end in ends or (0,)), work)))
+            self._replies.append((ticket, rewarded(tuple(row[end] for end in ends or (0,)), work)))
 
     @torch.inference_mode()
     def _rewards(self, rows: list[tuple[int, ...]]) -> list[list[float]]:
@@ -116,12 +109,33 @@ class RewardEngine:
         width, device = max(map(len, rows)), self._reward.model.device
         ids = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows], device=device)
         mask = torch.tensor([[i < len(row) for i in range(width)] for row in rows], device=device).long()
-        return _told(self._reward.model(input_ids=ids, attention_mask=mask).logits.float(), self._reward.steps)
+        logits = self._reward.model(input_ids=ids, attention_mask=mask).logits
+        rewards: list[list[float]] = self._reward.how.tell(logits.float()).tolist()
+        return rewards
 
 
-def _told(logits: Tensor, steps: bool) -> list[list[float]]:
-    """Numbers [rows, places] from logits [rows, labels], or [rows, tokens, labels] of a model that weighs steps."""
-    if not steps:
-        return logits.tolist()
-    rewards: list[list[float]] = (logits.softmax(-1) if logits.shape[-1] == 2 else logits)[..., -1].tolist()
-    return rewards
+def legible(how: Manner, context: int | None, request: Draw | Score | Probe) -> Reading | Read | Failure:
+    """What goes through a reward model for a request, or the reply where nothing need or can.
+
+    Raises:
+        ValueError: it is no `Score`.
+    """
+    if not isinstance(request, Score):
+        raise ValueError(f"a reward model only scores; it cannot answer a {type(request).__name__}")
+    asked = request.question if how.convention and request.question else request.prompt.text
+    try:
+        ids, ends = how.read(asked, request.continuation)
+    except Unreadable as fault:
+        return Failure(str(fault))
+    if context is not None and len(ids) > context:
+        return Failure(
+            f"text too long for the reward model: {len(ids)} tokens, its context is {context}; shorten the response"
+        )
+    return (ids, ends) if ids and (ends or not how.steps) else Read(())
+
+
+def rewarded(rewards: tuple[float, ...], work: Work) -> Read | Failure:
+    """The reply that holds rewards, if they are numbers."""
+    if all(map(math.isfinite, rewards)):
+        return Read(rewards, work)
+    return Failure("the reward model answers NaN or infinity: try another verifier.dtype, or check its weights", work)

@@ -114,7 +114,7 @@ def test_a_manifest_s_words_are_defaults_that_a_recipe_may_change(options, expec
 )
 def test_recipes_that_come_with_the_package_can_be_read(file):
     kind = file.parent.name
-    if kind in ("evaluate", "rollouts"):
+    if kind in ("evaluate", "rollouts", "step_labels"):
         recipe = read_recipe(file)
         assert all(bind(column.spec, {}) for column in columns(recipe))
     elif kind != "accelerate":

@@ -50,6 +50,16 @@ def test_reward_model_aggregates_steps(aggregate, expected):
     assert scores == [pytest.approx(expected), -math.inf, -math.inf]
 
 
+def test_reward_model_tells_the_question_of_a_chat():
+    said = (("user", "2?"), ("assistant", "2"), ("user", "3?"), ("assistant", ""))
+    turns = tuple({"role": role, "content": content} for role, content in said)
+    asked = []
+    for messages in ((), turns):
+        program = reward_model(replace(P, messages=messages), [response("a")])
+        scores_of(program, lambda ask: asked.append(ask) or (1.0,))
+    assert asked == [Score(P.prompt, "a", "verifier", question) for question in ("", "3?")]
+
+
 def test_self_eval_is_the_share_of_the_good_answer():
     replies = {"a": (0.03, 0.01), "c": (0.0, 0.0), "d": (0.0, 0.2)}
     pool = [response("a"), fail(response("b"), "no"), response("c"), response("d", "length")]

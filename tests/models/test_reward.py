@@ -57,13 +57,16 @@ def test_a_text_s_reward_is_the_classifier_s_whatever_its_batch(tmp_path):
         assert reply.work.prefill == len(ids(prompt + said))
 
 
-@pytest.mark.parametrize("labels", [1, 2])
-def test_steps_are_weighed_at_their_separators(tmp_path, labels):
-    reward = load_reward(save(tmp_path, LlamaForTokenClassification, labels), separator="\n")
+@pytest.mark.parametrize(("labels", "problem"), [(1, None), (1, "multi_label_classification"), (2, None)])
+def test_steps_are_weighed_at_their_separators(tmp_path, labels, problem):
+    folder = save(tmp_path, LlamaForTokenClassification, labels)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": problem}))
+    reward = load_reward(folder, separator="\n")
     (reply,) = ask(RewardEngine(reward), ("q?", "one\ntwo"))
     with torch.inference_mode():
         logits = reward.model(input_ids=torch.tensor([ids("q?one\ntwo\n")])).logits[0]
-    each = logits[:, 0] if labels == 1 else logits.softmax(-1)[:, 1]
+    each = logits.softmax(-1)[:, 1] if labels == 2 else logits[:, 0].sigmoid() if problem else logits[:, 0]
     ends = [i for i, token in enumerate(ids("q?one\ntwo\n")) if token == ids("\n")[0]]
     assert reply.values == pytest.approx([each[i].item() for i in ends], abs=1e-5)
 
@@ -113,7 +116,7 @@ def test_a_blank_step_gets_no_reward_and_text_without_a_step_none(tmp_path):
 def test_a_separator_keeps_its_own_tokens_and_is_part_of_the_name(tmp_path):
     folder = save(tmp_path, LlamaForTokenClassification, 2)
     reward, other = (load_reward(folder, separator=separator) for separator in ("c", "b"))
-    assert len(ids("abc")) == 1 and reward.read("", "ab") == (tuple(ids("ab") + ids("c")), (1,))
+    assert len(ids("abc")) == 1 and reward.how.read("", "ab") == (tuple(ids("ab") + ids("c")), (1,))
     assert reward.fingerprint != other.fingerprint
 
 
@@ -148,6 +151,8 @@ def test_what_is_no_reward_model_is_refused_by_name(tmp_path):
         load_reward(save(tmp_path / "whole"), separator="\n")
     with pytest.raises(ValueError, match="has 3 outputs"):
         load_reward(save(tmp_path / "three", labels=3))
+    with pytest.raises(ValueError, match="is an adapter: merge it into its base model"):
+        load_reward(tiny.save_adapter(tmp_path / "policy", tmp_path / "adapter"))
 
 
 def test_a_recipe_s_verifier_ranks_the_policy_s_draws_and_replays(tmp_path):

@@ -17,6 +17,7 @@ from launch import (
     in_turn,
     logged,
     reward_letters,
+    solutions,
     sums,
     train,
     write_rows,
@@ -38,6 +39,7 @@ RUNS = {
     "grpo, many steps": ("grpo", {"steps_per_generation": 4, "beta": 0.1, "entropy_coef": 0.01}),
     "joint": ("tempnet", {"width": 8, "joint": True}),
     "refined": ("sft", {"refine_from": "sft", "max_grad_norm": 0.5}),
+    "prm": ("prm", {"dropout": 0.2}),
 }
 BEFORE = {"grpo": (reward_letters,)}
 """By recipe, what happens in its process before it starts."""
@@ -53,6 +55,7 @@ def whole(tmp_path_factory):
     (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
     worked = write_rows(place / "sums.jsonl", sums(8))
     data = {"sft": worked, "tempnet": worked, "self_eval": write_rows(place / "draws.jsonl", draws())}
+    data["prm"] = write_rows(place / "steps.jsonl", solutions())
     made = {}
 
     def run(kind):

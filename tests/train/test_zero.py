@@ -20,6 +20,7 @@ from launch import (
     only,
     prepare,
     reward_letters,
+    solutions,
     sums,
     together,
     train,
@@ -31,6 +32,7 @@ from safetensors.torch import load_file
 
 from extratime.models import manifest, tempnet
 from extratime.models.load import load
+from extratime.models.reward import load_reward
 from extratime.train import checkpoints
 
 pytest.importorskip("deepspeed")
@@ -51,6 +53,7 @@ def place(tmp_path_factory):
     for name in ("sft", "tempnet"):
         write_rows(place / f"{name}.jsonl", sums())
     write_rows(place / "self_eval.jsonl", draws())
+    write_rows(place / "prm.jsonl", solutions())
     return place
 
 
@@ -199,6 +202,16 @@ def test_a_temperature_network_trains_beside_a_policy_and_with_it(stage, joint, 
         before, after = load(place / "base").model.state_dict(), load(out).model.state_dict()
         assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key]) for key in before)
     assert tempnet.load(said.temperatures, out)(torch.randn(3, 264)).shape == (3,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["cpu", "zero2", "zero3"])
+def test_a_process_reward_model_trains_like_one_process(stage, place, alone, tmp_path):
+    out = tmp_path / "out"
+    ends = together(tmp_path, CONFIGS[stage], "prm", *words(place, "prm", out, 2))
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert_close(out, alone("prm"))
+    assert load_reward(out).how.steps and manifest.verify(out).steps.separator == "\n"
 
 
 @pytest.mark.slow

@@ -1,0 +1,306 @@
+"""The process reward model's acceptance experiment on the embedded model and held-out sums.
+
+    python scripts/bench/prm.py [--policy runs/sums/sft] [--folder runs/bench/prm] [--json FILE]
+
+Monte-Carlo labels of the policy's own training solutions, the model they teach, its control with shuffled labels, and
+one taught by exact labels of these and of worked solutions with planted errors; then best-of-8 and beam search on
+test problems. Exact labels come by rule: a step is right if it and all before it are the worked solution's. Every
+stage goes on where it was, and a finished one returns at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from table import at_least, row, show
+
+from extratime.evaluate import stats
+from extratime.evaluate.calibration import adaptive_ece, auroc, auroc_ci
+from extratime.evaluate.tasks.sums import documents
+from extratime.models.engines.reward import RewardEngine
+from extratime.models.request import Prompt, Score
+from extratime.models.reward import load_reward
+from extratime.models.steps import split
+
+TASKS = {"sums_easy": (3, 1), "sums_medium": (2, 2), "sums_hard": (3, 2)}
+DRAWS, COMPLETIONS, STEPS = 4, 8, 8
+POOL, TIE = 8, 0.1
+KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
+"""Freed memory stays with the process: training steps are a third quicker."""
+RECIPES = Path(__file__).parents[2] / "recipes"
+MODELS = {
+    "prm": [],
+    "shuffled": ["--shuffle_labels", "true", "--num_train_epochs", "1"],
+    "exact": ["--num_train_epochs", "1", "--learning_rate", "2e-4"],
+}
+
+
+def call(*words, **env):
+    """A stage of the experiment, as a user would run it."""
+    print("$", *words, flush=True)
+    subprocess.run([sys.executable, "-m", *map(str, words)], check=True, env=os.environ | env)
+
+
+def overrides(sets):
+    return [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def solutions():
+    """The worked solution of each problem of the tasks, by its prompt; splits share no sum."""
+    found = {}
+    for terms, digits in TASKS.values():
+        for split_ in documents(terms, digits).values():
+            found |= {f"Sum: {doc['expression']}\n": doc["solution"].split("\n") for doc in split_}
+    return found
+
+
+def exact(steps, worked):
+    """1 for each step up to the first that is not the worked solution's."""
+    return [float(steps[: t + 1] == worked[: t + 1]) for t in range(len(steps))]
+
+
+def exactly(args):
+    """The policy's own training solutions, and worked ones with and without a planted error; with exact labels."""
+    rng, made, worked = random.Random(0), [], solutions()
+    for each in lines(args.folder / "labels/steps.jsonl"):
+        made.append(each | {"labels": exact(each["steps"], worked[each["prompt"]])})
+    for terms, digits in TASKS.values():
+        for doc in list(documents(terms, digits)["train"])[-args.planted :]:
+            right = doc["solution"].split("\n")
+            for steps in (right, off(right, rng)):
+                made.append({"prompt": f"Sum: {doc['expression']}\n", "steps": steps, "labels": exact(steps, right)})
+    rng.shuffle(made)
+    file = args.folder / "exact.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in made))
+    return file
+
+
+def off(worked, rng):
+    """A worked solution with the result of one step wrong by as much as slips are, and right from there."""
+    at, shift, steps = rng.randrange(len(worked)), 0, []
+    for i, line in enumerate(worked):
+        total, operation, result = re.fullmatch(r"(-?\d+)([+-]\d+)=(-?\d+)", line).groups()
+        before = int(total) + shift
+        shift += rng.choice([-10, -2, -1, 1, 2, 10]) if i == at else 0
+        steps.append(f"{before}{operation}={int(result) + shift}")
+    return steps
+
+
+def draw(args):
+    sets = {"model": args.policy, "output": args.folder / "labels", "limit": args.train}
+    if not (args.folder / "labels/steps.jsonl").exists():
+        call("extratime.train.step_labels", RECIPES / "step_labels/sums.yaml", *overrides(sets))
+
+
+def train(args, name):
+    data = exactly(args) if name == "exact" else args.folder / "labels/steps.jsonl"
+    said = ["--config", RECIPES / "prm/sums.yaml", "--output_dir", args.folder / name, "--model", args.policy]
+    call("extratime.train.prm", *said, "--data", data, *MODELS[name], "--report_to", "none", **KEEP)
+
+
+def evaluate(args, name):
+    """Best-of-8 by the model `name`, and what needs none, on test problems; the run folder."""
+    folder = args.folder / f"test-{name}"
+    strategies = [{"best_of_n": {"verify": "reward_model", "label": name}}]
+    if name != "shuffled":
+        beam = {"verify": "reward_model", "width": 2, "label": f"beam {name}"}
+        vote = {"verify": "reward_model", "label": f"vote {name}"}
+        strategies += [{"beam_search": beam}, {"weighted_vote": vote}]
+    if name == "prm":
+        strategies.append("self_consistency")
+        strategies += [{"best_of_n": {"verify": v, "label": v}} for v in ("likelihood", "oracle")]
+    recipe = {
+        "model": str(args.policy),
+        "verifier": {"model": str(args.folder / name), "dtype": "float32"},
+        "tasks": list(TASKS),
+        "limit": args.test,
+        "chat": False,
+        "budgets": [POOL],
+        "engine": {"slots": 96},
+        "strategies": strategies,
+        "output": str(folder),
+    }
+    (folder / "streams").mkdir(parents=True, exist_ok=True)
+    drawn = args.folder / "test-prm/streams/0-of-1.jsonl"
+    if name != "prm":
+        shutil.copy(drawn, folder / "streams/drawn.jsonl")
+    file = args.folder / f"test-{name}.yaml"
+    file.write_text(json.dumps(recipe))
+    if not (folder / "results").exists():
+        call("extratime.evaluate.cli", "evaluate", file, "--no-report")
+    return folder
+
+
+class Grid:
+    """Results of all test runs, by strategy label."""
+
+    def __init__(self, folders):
+        self.responses, self.cells = {}, defaultdict(dict)
+        for folder in folders:
+            for file in sorted((folder / "responses").glob("*.jsonl")):
+                self.responses |= {line["id"]: line for line in lines(file)}
+            for file in sorted((folder / "results").glob("*.jsonl")):
+                for line in lines(file):
+                    self.cells[line["strategy"]][line["problem"]] = line
+        self.problems = sorted(self.cells["prm"])
+
+    def scores(self, label):
+        return [self.cells[label][p]["score"] or 0.0 for p in self.problems]
+
+    def pools(self, label):
+        """[problem][draw] of (response, weight)."""
+        return [[(self.responses[i], w) for i, w in self.cells[label][p]["pool"]] for p in self.problems]
+
+    def pass1(self):
+        return [np.mean([r["score"] for r, _ in pool]) for pool in self.pools("prm")]
+
+    def by_chance(self):
+        """What the highest of scores that mean nothing chooses: like texts have like scores, so one text of all."""
+        texts = [{r["text"]: r["score"] for r, _ in pool if r["finish"] == "eos"} for pool in self.pools("prm")]
+        return [np.mean(list(each.values())) if each else 0.0 for each in texts]
+
+    def questions(self):
+        return [self.cells["prm"][p]["question"] for p in self.problems]
+
+
+def labels(args, worked):
+    """Monte-Carlo labels of steps that were continued, beside exact ones and how the responses themselves ended."""
+    rows = lines(args.folder / "labels/steps.jsonl")
+    inner = [
+        (label, right, each["reward"])
+        for each in rows
+        for label, right in list(zip(each["labels"], exact(each["steps"], worked[each["prompt"]]), strict=True))[:-1]
+    ]
+    soft, right, end = (np.array(column) for column in zip(*inner, strict=True))
+    note = f"{len(inner)} inner steps of {len(rows)} responses, K = {COMPLETIONS}"
+    gap, error = (soft - end).mean(), (soft - end).std() / np.sqrt(len(soft))
+    name = "Monte-Carlo labels − outcomes of the same responses"
+    yield row(name, gap, f"0 ± {3 * error:.3f} (3 SE)", abs(gap) <= 3 * error, note)
+    yield row("Monte-Carlo label after a wrong step, mean", soft[right == 0].mean())
+    yield row("Monte-Carlo label after a right step, mean", soft[right == 1].mean())
+    yield row("Monte-Carlo labels against exact ones, AUROC", auroc(soft, right))
+    yield row("hard labels that are the exact ones", np.mean((soft > 0) == (right == 1)))
+    missing = sum(label is None for each in rows for label in each["labels"])
+    yield row("steps without a label", missing, "0", missing == 0)
+
+
+def weighed(args, name, grid):
+    """Each step of the first distinct test draws of a problem: [problem][(reward, exact label, its place, steps)]."""
+    engine = RewardEngine(load_reward(args.folder / name, dtype="float32"))
+    worked, asked, told = solutions(), {}, {}
+    for i, (question, pool) in enumerate(zip(grid.questions(), grid.pools("prm"), strict=True)):
+        for text in dict.fromkeys(r["text"] for r, _ in pool[:DRAWS] if r["finish"] == "eos"):
+            asked[i, text] = exact(split(text, "\n"), worked[question])
+            engine.submit((i, text), Score(Prompt(question), text))
+    while answered := engine.poll():
+        told |= {ticket: reply.values for ticket, reply in answered}
+    found = [[] for _ in grid.problems]
+    for (i, text), right in asked.items():
+        values = told[i, text]
+        assert len(values) == len(right)
+        found[i] += [(v, r, t, len(right)) for t, (v, r) in enumerate(zip(values, right, strict=True))]
+    return [each for each in found if each]
+
+
+def ranking(name, found):
+    steps = np.array([step for each in found for step in each])
+    reward, right, place = steps[:, 0], steps[:, 1], steps[:, 2]
+    area = auroc_ci([[s[0] for s in e] for e in found], [[s[1] for s in e] for e in found], np.random.default_rng(0))
+    note = f"95 % [{area.low:.3f}, {area.high:.3f}], {len(steps)} steps, {right.mean():.0%} right"
+    if name == "shuffled":
+        yield row("shuffled: AUROC of steps", area.value, "0.5 ± 0.05", abs(area.value - 0.5) <= 0.05, note)
+        tied = auroc(np.round(reward / TIE), right)
+        yield row(f"shuffled: AUROC in rewards of {TIE}", tied, "0.5 ± 0.05", abs(tied - 0.5) <= 0.05)
+        yield row("shuffled: standard deviation of rewards", reward.std())
+        return
+    yield at_least(f"{name}: AUROC of steps", area.value, 0.9, note)
+    best = max(np.mean((reward >= cut) == right) for cut in np.quantile(reward, np.linspace(0, 1, 101)))
+    note = f"{best:.3f} at the best cut"
+    yield at_least(f"{name}: step accuracy at ½", np.mean((reward >= 0.5) == right), 0.85, note)
+    yield row(f"{name}: expected calibration error", adaptive_ece(reward, right))
+    for t in range(int(place.max()) + 1):
+        at = place == t
+        yield row(f"{name}: AUROC of step {t + 1}", auroc(reward[at], right[at]), note=f"{at.sum()} steps")
+    slope = np.polyfit(place, reward - right, 1)[0]
+    yield row(f"{name}: slope of (reward − exact) against place", slope, "within ±0.05", abs(slope) <= 0.05)
+
+
+def versus(name, a, b, bar="interval > 0", least=None, note=""):
+    d = stats.paired_difference(a, b, np.random.default_rng(0))
+    told = f"95 % [{d.low:+.3f}, {d.high:+.3f}], p {d.p:.4f}, {len(a)} problems{'; ' + note if note else ''}"
+    holds = d.low > 0 if least is None else d.value >= least
+    return row(name, d.value, bar, holds, told)
+
+
+def use(grid, models):
+    pass1, majority = grid.pass1(), grid.scores("self_consistency")
+    likelihood, oracle = grid.scores("likelihood"), grid.scores("oracle")
+    yield row("pass@1 at T = 1", np.mean(pass1))
+    yield row(f"majority({POOL})", np.mean(majority))
+    yield row(f"best-of-{POOL} by likelihood", np.mean(likelihood))
+    yield row(f"best-of-{POOL} by the oracle", np.mean(oracle))
+    for name in models:
+        mine = grid.scores(name)
+        yield versus(f"{name}: best-of-{POOL} − majority({POOL})", mine, majority, "≥ 0", 0.0, f"{np.mean(mine):.3f}")
+        yield versus(f"{name}: best-of-{POOL} − pass@1", mine, pass1)
+        yield versus(f"{name}: best-of-{POOL} − by likelihood", mine, likelihood)
+        yield versus(f"{name}: best-of-{POOL} − by shuffled labels", mine, grid.scores("shuffled"))
+        gap = np.mean(oracle) - np.mean(mine)
+        yield row(f"{name}: oracle − best-of-{POOL}", gap, "≥ 0", gap >= 0)
+        vote, beam = grid.scores(f"vote {name}"), grid.scores(f"beam {name}")
+        yield versus(f"{name}: weighted vote({POOL}) − majority({POOL})", vote, majority, "≥ 0", 0.0)
+        yield versus(f"{name}: beam({POOL}, 2) − pass@1", beam, pass1, note=f"{np.mean(beam):.3f}")
+    shuffled, chance = grid.scores("shuffled"), grid.by_chance()
+    yield row("one of the distinct responses by chance", np.mean(chance), note="what scores that mean nothing choose")
+    for name in models:
+        yield versus(f"{name}: best-of-{POOL} − by chance", grid.scores(name), chance)
+    d = stats.paired_difference(shuffled, chance, np.random.default_rng(0))
+    told = f"95 % [{d.low:+.3f}, {d.high:+.3f}]; pass@1 is {np.mean(pass1):.3f}"
+    name = f"control: best-of-{POOL} by shuffled labels − by chance"
+    yield row(name, d.value, "interval around 0", d.low <= 0 <= d.high, told)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--policy", type=Path, default=Path("runs/sums/sft"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench/prm"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="prm and shuffled at least")
+    parser.add_argument("--train", type=int, default=100, help="training problems of each of the three tasks")
+    parser.add_argument("--planted", type=int, default=260, help="worked solutions of each task for the exact labels")
+    parser.add_argument("--test", type=int, default=70, help="test problems of each task")
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
+    args.folder, args.policy = args.folder.resolve(), args.policy.resolve()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    draw(args)
+    folders = []
+    for name in args.models:
+        train(args, name)
+        folders.append(evaluate(args, name))
+    grid = Grid(folders)
+    rows = [*labels(args, solutions())]
+    for name in args.models:
+        rows += ranking(name, weighed(args, name, grid))
+    show([*rows, *use(grid, [name for name in args.models if name != "shuffled"])], args.json)
+
+
+if __name__ == "__main__":
+    main()
