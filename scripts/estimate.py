@@ -76,6 +76,8 @@ JOBS = [
     Job("self_eval/llama-3.1-8b", LLAMA, 2, 1, 2048, 2000 * 2048, 16_000 * 250, 0.01, labelled=0.01),
     Job("grpo/qwen2.5-1.5b", QWEN, 2, 8, 600, 7473 * 8 * 400, 7473 * 8 * 300, again=True, labelled=0.6),
     Job("grpo/llama-3.1-8b", LLAMA, 3, 4, 600, 7473 * 8 * 400, 7473 * 8 * 300, again=True, labelled=0.6),
+    Job("mrt/deepseek-r1-1.5b", QWEN, 2, 2, 8192, 1744 * 4 * 8 * 4000, 1744 * 4 * 8 * 2000, again=True, labelled=0.5),
+    Job("mrt/deepseek-r1-8b", LLAMA, 3, 1, 8192, 1744 * 4 * 8 * 4000, 1744 * 4 * 8 * 2000, again=True, labelled=0.5),
 ]
 
 

@@ -26,7 +26,7 @@ QUIET = {
 ROOT = Path(__file__).parents[1]
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
-    ["extratime.train.sft", "extratime.train.self_eval", "extratime.train.grpo", "deepspeed", "wandb"]
+    ["extratime.train.sft", "extratime.train.self_eval", "extratime.train.mrt", "deepspeed", "wandb"]
 )
 
 
@@ -195,7 +195,7 @@ def use_poison(at, harm):
 
 
 def reward_letters():
-    """Have grpo reward what a random model can do: letters whose codes are even."""
+    """Have grpo, and mrt, reward what a random model can do: letters whose codes are even."""
     from extratime.train import grpo
 
     grpo.Problems.reward = lambda self, text, problem: sum(ord(letter) % 2 == 0 for letter in text) / (len(text) + 1)
@@ -267,6 +267,19 @@ def draws(problems=6, each=4, seed=0):
             text = "".join(rng.choice("abc" if right else "xyz") for _ in range(rng.randint(2, 9)))
             made.append({"problem": problem, "prompt": f"p{problem}?", "response": text, "reward": float(right)})
     return made
+
+
+def write_rollouts(folder):
+    """A folder of draws as far as mrt reads it: traces of two attempts."""
+    folder.mkdir()
+    recipe = {"model": "embedded", "tasks": ["sums_retry"], "strategies": ["self_consistency"], "output": str(folder)}
+    write_yaml(folder / "recipe.yaml", **recipe, overrides={"sums_retry": {"test_split": "train"}})
+    trace = "1+1=2\n\nWait, 1+1=3\n\nAnswer: 3"
+    drawn = [
+        {"problem": f"sums_retry/{i % 3}", "prompt": f"p{i % 3}", "response": trace, "reward": 0} for i in range(30)
+    ]
+    write_rows(folder / "draws.jsonl", drawn)
+    return folder
 
 
 def logged(checkpoint):

@@ -8,7 +8,7 @@
 
     Answer: -1
 
-A trace is a Markov chain of up to four attempts, parted by blank lines. The first is right half of the time, a later
+A trace is a Markov chain of up to three attempts, parted by blank lines. The first is right half of the time, a later
 one more often; one in ten attempts after a right one breaks it. The answer is the last attempt's, right or wrong.
 """
 
@@ -22,7 +22,7 @@ import datasets
 
 from extratime.evaluate.tasks import sums
 
-ATTEMPTS = 4
+ATTEMPTS = 3
 RIGHT = {None: 0.5, False: 0.65, True: 0.9}
 """Probability that an attempt is right, by whether the one before it was."""
 STOP = {False: 0.1, True: 0.5}
