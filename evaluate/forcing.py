@@ -93,11 +93,13 @@ class Context:
         problem: what is asked; its `max_tokens` must leave room for prefix, cue and answer.
         prefix: of a trace of thinking.
         cue: ends the thinking and opens the answer.
+        until: terminal stop strings of the task.
     """
 
     problem: Problem
     prefix: str
     cue: str
+    until: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -115,7 +117,6 @@ def force(
     k: int,
     max_tokens: int,
     sampling: Sampling,
-    until: Sequence[str] = (),
     replicate: int = 0,
 ) -> list[tuple[Completion, ...]]:
     """`k` forced answers in each context, drawn through streams like everything else; other replicates are fresh ones.
@@ -136,7 +137,7 @@ def force(
             functools.partial(strategy, prefix=c.prefix, cue=c.cue),
             k,
             sampling,
-            tuple(until),
+            c.until,
             replicate,
         )
         for key, c in distinct.items()

@@ -111,10 +111,12 @@ class Tasks:
         name, _, number = problem.rpartition("/")
         return self.readings[name], self.tasks[name].eval_docs[int(number)]
 
-    def length(self, problem: str) -> int:
-        """Tokens of a full response."""
+    def limits(self, problem: str) -> tuple[int, tuple[str, ...]]:
+        """Tokens of a full response, and the strings that end one."""
         options = self.tasks[problem.rpartition("/")[0]].config.generation_kwargs
-        return int(self.recipe.max_tokens or options.get("max_gen_toks") or 256)
+        until = options.get("until") or ()
+        stops = (until,) if isinstance(until, str) else tuple(until)
+        return int(self.recipe.max_tokens or options.get("max_gen_toks") or 256), tuple(filter(None, stops))
 
 
 def open_tasks(folder: Path) -> Tasks:
@@ -143,17 +145,17 @@ def read_draws(folder: Path, most: int | None = None) -> list[dict[str, Any]]:
 def contexts(draw: Mapping[str, Any], tasks: Tasks, args: Config, opened: Opened) -> list[Context]:
     """Where to force answers along one trace."""
     read, document = tasks.document(draw["problem"])
-    encode = opened.engine.encode
+    encode, (length, until) = opened.engine.encode, tasks.limits(draw["problem"])
     room = args.max_tokens + len(encode(args.cue).ids or args.cue)
     problem = Problem(
         draw["problem"],
         encode(draw["prompt"]),
         read.answer,
         lambda text: read.score(document, text) > 0,
-        tasks.length(draw["problem"]) + room,
+        length + room,
         encode=encode,
     )
-    return [Context(problem, prefix, cue) for prefix, cue in args.cut(draw["response"])]
+    return [Context(problem, prefix, cue, until) for prefix, cue in args.cut(draw["response"])]
 
 
 def measured(draw: Mapping[str, Any], curve: Sequence[Context], answers: Sequence[Sequence[Completion]]) -> list[Any]:
