@@ -187,6 +187,7 @@ class GridLM(LM):
             max_tokens=length,
             doc=instance.doc,
             messages=self._chats.get(context, ()),
+            encode=self.bench.encode,
         )
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

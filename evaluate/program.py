@@ -44,6 +44,7 @@ class Problem:
         max_tokens: the length of a full response, the unit of `budget`.
         doc: the task's own record.
         messages: the chat behind the prompt, if there is one.
+        encode: how the policy reads a text; None where that is not known.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Problem:
     max_tokens: int = 256
     doc: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Mapping[str, str], ...] = ()
+    encode: Callable[[str], Prompt] | None = None
 
 
 @dataclass(frozen=True, slots=True)

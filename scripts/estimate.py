@@ -80,6 +80,8 @@ JOBS = [
     Job("grpo/llama-3.1-8b", LLAMA, 3, 4, 600, 7473 * 8 * 400, 7473 * 8 * 300, again=True, labelled=0.6),
     Job("prm/qwen2.5-math-1.5b", QWEN, 2, 16, 350, 16 * 7473 * 350, STEPS, labelled=0),
     Job("prm/llama-3.1-8b", LLAMA, 3, 4, 350, 16 * 7473 * 350, STEPS, again=True, labelled=0),
+    Job("mrt/deepseek-r1-1.5b", QWEN, 2, 2, 8192, 1744 * 4 * 8 * 4000, 1744 * 4 * 8 * 2000, again=True, labelled=0.5),
+    Job("mrt/deepseek-r1-8b", LLAMA, 3, 1, 8192, 1744 * 4 * 8 * 4000, 1744 * 4 * 8 * 2000, again=True, labelled=0.5),
 ]
 
 

@@ -26,7 +26,7 @@ QUIET = {
 ROOT = Path(__file__).parents[1]
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
-    ["extratime.train.sft", "extratime.train.self_eval", "extratime.train.grpo", "deepspeed", "wandb"]
+    ["extratime.train.sft", "extratime.train.self_eval", "extratime.train.mrt", "deepspeed", "wandb"]
 )
 
 
@@ -220,7 +220,7 @@ def use_poison(at, harm):
 
 
 def reward_letters():
-    """Have grpo reward what a random model can do: letters whose codes are even."""
+    """Have grpo, and mrt, reward what a random model can do: letters whose codes are even."""
     from extratime.train import grpo
 
     grpo.Problems.reward = lambda self, text, problem: sum(ord(letter) % 2 == 0 for letter in text) / (len(text) + 1)
@@ -303,6 +303,19 @@ def solutions(count=24, seed=0):
         labels = [float(not any("x" in step for step in steps[: t + 1])) for t in range(len(steps))]
         made.append({"prompt": f"p{i}?", "steps": steps, "labels": labels})
     return made
+
+
+def write_rollouts(folder):
+    """A folder of draws as far as mrt reads it: traces of two attempts."""
+    folder.mkdir()
+    recipe = {"model": "embedded", "tasks": ["sums_retry"], "strategies": ["self_consistency"], "output": str(folder)}
+    write_yaml(folder / "recipe.yaml", **recipe, overrides={"sums_retry": {"test_split": "train"}})
+    trace = "1+1=2\n\nWait, 1+1=3\n\nAnswer: 3"
+    drawn = [
+        {"problem": f"sums_retry/{i % 3}", "prompt": f"p{i % 3}", "response": trace, "reward": 0} for i in range(30)
+    ]
+    write_rows(folder / "draws.jsonl", drawn)
+    return folder
 
 
 def logged(checkpoint):

@@ -118,6 +118,7 @@ def test_recipes_that_come_with_the_package_can_be_read(file):
         recipe = read_recipe(file)
         assert all(bind(column.spec, {}) for column in columns(recipe))
     elif kind != "accelerate":
-        config = importlib.import_module(f"extratime.train.{kind}").Config
-        args, _ = run.parse(config, ["--config", str(file)])
+        recipe = importlib.import_module(f"extratime.train.{kind}")
+        words = ["--config", str(file)]
+        args = recipe.parse(words) if kind == "mrt_star" else run.parse(recipe.Config, words)[0]
         assert args.output_dir

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -12,6 +13,7 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 
 from extratime.evaluate.grid import Scoring, parse
+from extratime.evaluate.tasks import sums_retry
 from extratime.evaluate.tasks.load import load_tasks, reading
 from extratime.evaluate.tasks.sums import document, documents
 
@@ -25,6 +27,13 @@ READ = {
         ("=GOLD", "GOLD", 1),
         ("= GOLD", None, 0),
         ("the sum is GOLD", None, 0),
+        ("", None, 0),
+    ],
+    "sums_retry": [
+        ("1+2=3\n3-9=7\n\nWait, 1+2=3\n3-9=-6\n\nAnswer: GOLD", "GOLD", 1),
+        ("Answer: GOLD\n\nAnswer: 999", "999", 0),
+        ("1+2=GOLD", None, 0),
+        ("Answer:GOLD", None, 0),
         ("", None, 0),
     ],
     "gsm8k_cot": [
@@ -189,3 +198,45 @@ def test_every_process_makes_the_same_sums(sums):
     )
     ours = json.dumps({split: docs.to_list() for split, docs in sums["sums_easy"].items()})
     assert done.stdout.strip() == hashlib.sha256(ours.encode()).hexdigest()
+
+
+# --- sums with traces of several attempts
+
+
+@pytest.fixture(scope="module")
+def retried():
+    return sums_retry.documents(3, 1)["train"]
+
+
+def outcomes(doc):
+    """Which attempts of a trace are right."""
+    *attempts, _ = doc["solution"].split("\n\n")
+    return [attempt.endswith(f"={doc['answer']}") for attempt in attempts]
+
+
+def test_a_trace_is_a_chain_of_attempts_and_the_answer_of_the_last(retried):
+    for doc in retried:
+        first, *more = doc["solution"].split("\n\n")
+        *again, answer = more
+        assert len(again) < sums_retry.ATTEMPTS and all(attempt.startswith("Wait, ") for attempt in again)
+        last = again[-1] if again else first
+        assert answer == "Answer: " + last.rpartition("=")[2]
+        wrong = [eval(left) - int(total) for left, total in re.findall(r"^(.*?)=(.*)$", first, re.M)]
+        assert sum(gap != 0 for gap in wrong) == (not outcomes(doc)[0]) and all(abs(gap) <= 2 for gap in wrong)
+
+
+def test_attempts_are_right_as_often_as_the_chain_says(retried):
+    chains = [outcomes(doc) for doc in retried]
+    after = {
+        before: [b for chain in chains for a, b in pairwise([None, *chain]) if a is before]
+        for before in (None, True, False)
+    }
+    for before, found in after.items():
+        expected, n = sums_retry.RIGHT[before], len(found)
+        assert abs(sum(found) / n - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
+    stops = [len(chain) == 1 for chain in chains if chain[0]]
+    assert abs(sum(stops) / len(stops) - sums_retry.STOP[True]) < 0.1
+
+
+def test_the_trace_of_a_sum_is_always_the_same(retried):
+    assert [sums_retry.trace(doc["expression"]) for doc in retried] == retried["solution"]

@@ -20,6 +20,7 @@ from launch import (
     solutions,
     sums,
     train,
+    write_rollouts,
     write_rows,
     write_yaml,
 )
@@ -36,12 +37,14 @@ RUNS = {
     "tempnet": ("tempnet", {"width": 8}),
     "grpo": ("grpo", {"num_iterations": 3}),
     "grpo, entropy": ("grpo", {"entropy": 3.0}),
+    "mrt": ("mrt", {"num_iterations": 3}),
+    "mrt, episodes": ("mrt", {"form": "episodes", "k": 2, "num_iterations": 3}),
     "grpo, many steps": ("grpo", {"steps_per_generation": 4, "beta": 0.1, "entropy_coef": 0.01}),
     "joint": ("tempnet", {"width": 8, "joint": True}),
     "refined": ("sft", {"refine_from": "sft", "max_grad_norm": 0.5}),
     "prm": ("prm", {"dropout": 0.2}),
 }
-BEFORE = {"grpo": (reward_letters,)}
+BEFORE = {"grpo": (reward_letters,), "mrt": (reward_letters,)}
 """By recipe, what happens in its process before it starts."""
 
 
@@ -56,6 +59,7 @@ def whole(tmp_path_factory):
     worked = write_rows(place / "sums.jsonl", sums(8))
     data = {"sft": worked, "tempnet": worked, "self_eval": write_rows(place / "draws.jsonl", draws())}
     data["prm"] = write_rows(place / "steps.jsonl", solutions())
+    write_rollouts(place / "rollouts")
     made = {}
 
     def run(kind):
@@ -75,7 +79,9 @@ def whole(tmp_path_factory):
 
 def settings(base, data, name):
     asked = {"question": "ok?", "good": "n", "bad": "y", "responses": 2, "rank": 4, "alpha": 8}
-    drawn = {"tasks": ["sums_easy"], "problems": 9, "num_generations": 2, "max_completion_length": 5}
+    grouped = {"num_generations": 2, "max_completion_length": 5}
+    drawn = {"tasks": ["sums_easy"], "problems": 9, **grouped}
+    branched = {"rollouts": base.parent / "rollouts", "end": "!", **grouped}
     return {
         "model": base,
         "per_device_train_batch_size": 2,
@@ -86,7 +92,7 @@ def settings(base, data, name):
         "learning_rate": 0.01,
         "use_cpu": True,
         **({"data": data} if data else {}),
-        **{"self_eval": asked, "grpo": drawn}.get(name, {}),
+        **{"self_eval": asked, "grpo": drawn, "mrt": branched}.get(name, {}),
     }
 
 

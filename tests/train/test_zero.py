@@ -25,6 +25,7 @@ from launch import (
     together,
     train,
     use_poison,
+    write_rollouts,
     write_rows,
     write_yaml,
 )
@@ -43,6 +44,7 @@ STATES = {
     "zero3": ("DeepSpeed", "global_step2/*optim_states.pt", 2),
     "fsdp2": ("FSDP", "optimizer.bin", 1),
 }
+MRT = {"branches": {}, "episodes": {"form": "episodes", "k": 2}}
 ASKED = {"question": "ok?", "good": "n", "bad": "y", "responses": 2, "rank": 4, "alpha": 8}
 
 
@@ -149,19 +151,24 @@ def test_not_a_number_stops_before_the_optimiser_moves(stage, harm, place, tmp_p
 @pytest.mark.parametrize(
     "stage", [pytest.param("cpu", marks=pytest.mark.slow), "zero2", pytest.param("zero3", marks=pytest.mark.slow)]
 )
-def test_rollouts_of_a_stopped_run_are_learned_from_where_it_goes_on(stage, place, tmp_path):
-    drawn = {"tasks": ["sums_easy"], "problems": 9, "num_generations": 2, "max_completion_length": 5}
+@pytest.mark.parametrize("kind", ["grpo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in MRT)])
+def test_rollouts_of_a_stopped_run_are_learned_from_where_it_goes_on(kind, stage, place, tmp_path):
+    drawn = {"num_generations": 2, "max_completion_length": 5}
+    if kind in MRT:
+        name, drawn = "mrt", drawn | {"rollouts": write_rollouts(tmp_path / "rollouts"), "end": "!", **MRT[kind]}
+    else:
+        name, drawn = "grpo", drawn | {"tasks": ["sums_easy"], "problems": 9}
     steps = {"num_iterations": 3, "max_steps": 5, "save_steps": 4, "logging_steps": 1, "learning_rate": 0.003}
     given = drawn | steps | {"model": place / "base", "per_device_train_batch_size": 2, "use_cpu": True}
-    file = write_yaml(tmp_path / "grpo.yaml", **given)
+    file = write_yaml(tmp_path / f"{name}.yaml", **given)
     runs = {"whole": (), "stopped": (partial(only, 1, die_after, 3, signal.SIGTERM),)}
-    for name, stops in runs.items():
+    for run, stops in runs.items():
         for before in (*stops, None):
             first = partial(in_turn, reward_letters, *([before] if before else []))
-            words = ("--config", file, "--output_dir", tmp_path / name)
-            ends = together(tmp_path, CONFIGS[stage], "grpo", *words, before=first)
+            words = ("--config", file, "--output_dir", tmp_path / run)
+            ends = together(tmp_path, CONFIGS[stage], name, *words, before=first)
             assert [code for code, _ in ends] == [128 + signal.SIGTERM if before else 0] * 2, ends
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in runs)
+    one, other = (load_file(tmp_path / run / "model.safetensors") for run in runs)
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert logged(tmp_path / "whole" / "checkpoint-5") == logged(tmp_path / "stopped" / "checkpoint-5")
 
