@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from extratime.models.judge import Judge
 from extratime.models.self_eval import SelfEval
 from extratime.models.tempnet import Temperatures
 
@@ -40,6 +41,7 @@ class Manifest:
         base_sha256: one hash over the base's weight files, where it is a local folder.
         self_eval: the question and targets of a self-evaluation checkpoint.
         temperatures: what a network of temperatures is.
+        judge: what a generative judge is told.
         template_sha256: hash of the chat template it was trained with.
         settings: what the recipe file and the overrides said.
         seeds: by name.
@@ -56,6 +58,7 @@ class Manifest:
     base_sha256: str | None = None
     self_eval: SelfEval | None = None
     temperatures: Temperatures | None = None
+    judge: Judge | None = None
     template_sha256: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
@@ -108,7 +111,7 @@ def _part(said: Mapping[str, Any] | None, kind: type[Any]) -> Any:
     return kind(**said)
 
 
-_PARTS = {"self_eval": SelfEval, "temperatures": Temperatures}
+_PARTS = {"self_eval": SelfEval, "temperatures": Temperatures, "judge": Judge}
 
 
 def _refuse_unknown(said: Mapping[str, Any], known: Iterable[str]) -> None:
