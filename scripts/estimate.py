@@ -69,6 +69,8 @@ QWEN = Model(1.54e9, 28, 1536, 151_936)
 LLAMA = Model(8.03e9, 32, 4096, 128_256)
 GSM8K = 7473 * 300
 """Tokens of the training split with prompts."""
+JUDGED = 20_000
+"""Prompts of a judge: both orders of pairs."""
 JOBS = [
     Job("sft/qwen2.5-1.5b", QWEN, 2, 16, 300, 2 * GSM8K),
     Job("sft/llama-3.1-8b", LLAMA, 3, 8, 300, 2 * GSM8K, again=True),
@@ -76,6 +78,10 @@ JOBS = [
     Job("self_eval/llama-3.1-8b", LLAMA, 2, 1, 2048, 2000 * 2048, 16_000 * 250, 0.01, labelled=0.01),
     Job("grpo/qwen2.5-1.5b", QWEN, 2, 8, 600, 7473 * 8 * 400, 7473 * 8 * 300, again=True, labelled=0.6),
     Job("grpo/llama-3.1-8b", LLAMA, 3, 4, 600, 7473 * 8 * 400, 7473 * 8 * 300, again=True, labelled=0.6),
+    Job("judge/sft-qwen2.5-1.5b", QWEN, 2, 4, 1500, JUDGED * 1500, 8 * JUDGED * 800, again=True, labelled=0.6),
+    Job("judge/sft-llama-3.1-8b", LLAMA, 3, 4, 1500, JUDGED * 1500, 8 * JUDGED * 800, again=True, labelled=0.6),
+    Job("judge/grpo-qwen2.5-1.5b", QWEN, 2, 8, 1700, 500 * 256 * 1500, 500 * 256 * 800, again=True, labelled=0.6),
+    Job("judge/grpo-llama-3.1-8b", LLAMA, 3, 4, 1700, 500 * 256 * 1500, 500 * 256 * 800, again=True, labelled=0.6),
 ]
 
 

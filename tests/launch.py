@@ -201,6 +201,13 @@ def reward_letters():
     grpo.Problems.reward = lambda self, text, problem: sum(ord(letter) % 2 == 0 for letter in text) / (len(text) + 1)
 
 
+def hear_letters():
+    """Have judge_grpo take the code of what was said for a verdict: a random model comes to either."""
+    from extratime.train import judge_grpo
+
+    judge_grpo.verdict = lambda text, judge, form: sum(map(ord, text)) % 2 if text else None
+
+
 def in_turn(*functions):
     """Call each function."""
     for function in functions:
@@ -267,6 +274,11 @@ def draws(problems=6, each=4, seed=0):
             text = "".join(rng.choice("abc" if right else "xyz") for _ in range(rng.randint(2, 9)))
             made.append({"problem": problem, "prompt": f"p{problem}?", "response": text, "reward": float(right)})
     return made
+
+
+def pairs(count=5):
+    """Rows for judge_grpo."""
+    return [{"problem": str(i), "question": f"{i}?", "right": "a" * (i + 1), "wrong": "x"} for i in range(count)]
 
 
 def logged(checkpoint):

@@ -18,7 +18,7 @@ import json
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -91,6 +91,23 @@ class Pair:
         return [(judge.about(self.question, *texts), i) for i, texts in enumerate(orders)]
 
 
+def read_graded(path: str) -> Iterator[dict[str, Any]]:
+    """Draws with rewards, one a line.
+
+    Raises:
+        ValueError: a line is no such draw; the message names it.
+    """
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            draw = json.loads(line)
+            told = {key: draw[key] for key in ("problem", "prompt", "response")} | {"reward": float(draw["reward"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}:{number}: not a draw of problem, prompt, response, reward ({error!r})"
+            ) from error
+        yield told | {"messages": draw.get("messages", ())}
+
+
 def make_pairs(
     draws: Iterable[Mapping[str, Any]], most: int, rng: random.Random, shuffle_labels: bool = False
 ) -> list[Pair]:
@@ -152,6 +169,10 @@ def judgements(form: Form, bench: Bench, prompts: Iterable[str], args: Config) -
     finally:
         streams.close()
         opened.engine.close()
+    if failed := [result.error for result in results if result.error]:
+        sys.stderr.write(
+            f"{len(failed)} of {len(results)} prompts could not be judged, the first since: {failed[0]}\n"
+        )
     return {result.cell.key: [said.text for said in result.answer.pool] for result in results}
 
 
@@ -191,8 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not Path(args.draws).is_file() or not args.output_dir:
         raise ValueError(f"draws {args.draws!r} must be a file, and output_dir {args.output_dir!r} a folder to write")
     rng, folder, judge = random.Random(args.seed), Path(args.output_dir), asked(args.model, args)
-    with open(args.draws, encoding="utf-8") as lines:
-        pairs = make_pairs(map(json.loads, lines), args.pairs, rng, args.shuffle_labels)
+    pairs = make_pairs(read_graded(args.draws), args.pairs, rng, args.shuffle_labels)
     write_text(folder / "pairs.jsonl", "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
     sys.stderr.write(f"{folder / 'pairs.jsonl'}: {len(pairs)} pairs\n")
     if args.samples:

@@ -14,8 +14,10 @@ from launch import (
     die_after,
     die_at,
     draws,
+    hear_letters,
     in_turn,
     logged,
+    pairs,
     reward_letters,
     sums,
     train,
@@ -32,9 +34,11 @@ RUNS = {
     "full": ("self_eval", {"adapter": "full", "shuffle_labels": True}),
     "tempnet": ("tempnet", {"width": 8}),
     "grpo": ("grpo", {"num_iterations": 3}),
+    "judge_sft": ("judge_sft", {}),
+    "judge_grpo": ("judge_grpo", {"num_iterations": 2, "consistency": "index"}),
     "grpo, many steps": ("grpo", {"steps_per_generation": 4, "beta": 0.1, "entropy_coef": 0.01}),
 }
-BEFORE = {"grpo": (reward_letters,)}
+BEFORE = {"grpo": (reward_letters,), "judge_grpo": (hear_letters,)}
 """By recipe, what happens in its process before it starts."""
 
 
@@ -48,6 +52,7 @@ def whole(tmp_path_factory):
     (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
     worked = write_rows(place / "sums.jsonl", sums(8))
     data = {"sft": worked, "tempnet": worked, "self_eval": write_rows(place / "draws.jsonl", draws())}
+    data |= {"judge_sft": worked, "judge_grpo": write_rows(place / "pairs.jsonl", pairs())}
     made = {}
 
     def run(kind):
@@ -66,6 +71,8 @@ def whole(tmp_path_factory):
 def settings(base, data, name):
     asked = {"question": "ok?", "good": "n", "bad": "y", "responses": 2, "rank": 4, "alpha": 8}
     drawn = {"tasks": ["sums_easy"], "problems": 9, "num_generations": 2, "max_completion_length": 5}
+    judging = {"opener": "#", "yes": "y", "no": "n", "first": "a", "second": "b", "chat": False}
+    argued = {"num_generations": 2, "max_completion_length": 5}
     return {
         "model": base,
         "per_device_train_batch_size": 2,
@@ -76,7 +83,7 @@ def settings(base, data, name):
         "learning_rate": 0.01,
         "use_cpu": True,
         **({"data": data} if data else {}),
-        **{"self_eval": asked, "grpo": drawn}.get(name, {}),
+        **{"self_eval": asked, "grpo": drawn, "judge_sft": judging, "judge_grpo": judging | argued}.get(name, {}),
     }
 
 

@@ -15,9 +15,11 @@ from launch import (
     die_after,
     draws,
     free_port,
+    hear_letters,
     in_turn,
     logged,
     only,
+    pairs,
     reward_letters,
     sums,
     together,
@@ -117,22 +119,30 @@ def test_not_a_number_stops_before_the_optimiser_moves(stage, harm, place, tmp_p
     assert all(torch.isfinite(w).all() for w in load_file(out / "checkpoint-2" / "model.safetensors").values())
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param("cpu", marks=pytest.mark.slow), "zero2", pytest.param("zero3", marks=pytest.mark.slow)]
-)
-def test_rollouts_of_a_stopped_run_are_learned_from_where_it_goes_on(stage, place, tmp_path):
-    drawn = {"tasks": ["sums_easy"], "problems": 9, "num_generations": 2, "max_completion_length": 5}
+CASES = [("cpu", "grpo"), ("zero3", "grpo"), ("zero2", "judge_grpo"), ("zero3", "judge_grpo")]
+DRAWING = [("zero2", "grpo"), *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES)]
+VERDICTS = {"opener": "#", "yes": "y", "no": "n", "first": "a", "second": "b", "chat": False}
+
+
+@pytest.mark.parametrize(("stage", "name"), DRAWING)
+def test_rollouts_of_a_stopped_run_are_learned_from_where_it_goes_on(stage, name, place, tmp_path):
+    drawn = {"num_generations": 2, "max_completion_length": 5}
+    if name == "grpo":
+        reward, drawn = reward_letters, drawn | {"tasks": ["sums_easy"], "problems": 9}
+    else:
+        reward, drawn = hear_letters, drawn | VERDICTS
+        drawn |= {"data": write_rows(tmp_path / "pairs.jsonl", pairs()), "steps_per_generation": 2}
     steps = {"num_iterations": 3, "max_steps": 5, "save_steps": 4, "logging_steps": 1, "learning_rate": 0.003}
     given = drawn | steps | {"model": place / "base", "per_device_train_batch_size": 2, "use_cpu": True}
-    file = write_yaml(tmp_path / "grpo.yaml", **given)
+    file = write_yaml(tmp_path / f"{name}.yaml", **given)
     runs = {"whole": (), "stopped": (partial(only, 1, die_after, 3, signal.SIGTERM),)}
-    for name, stops in runs.items():
+    for run, stops in runs.items():
         for before in (*stops, None):
-            first = partial(in_turn, reward_letters, *([before] if before else []))
-            words = ("--config", file, "--output_dir", tmp_path / name)
-            ends = together(tmp_path, CONFIGS[stage], "grpo", *words, before=first)
+            first = partial(in_turn, reward, *([before] if before else []))
+            words = ("--config", file, "--output_dir", tmp_path / run)
+            ends = together(tmp_path, CONFIGS[stage], name, *words, before=first)
             assert [code for code, _ in ends] == [128 + signal.SIGTERM if before else 0] * 2, ends
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in runs)
+    one, other = (load_file(tmp_path / run / "model.safetensors") for run in runs)
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert logged(tmp_path / "whole" / "checkpoint-5") == logged(tmp_path / "stopped" / "checkpoint-5")
 
