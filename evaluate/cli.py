@@ -62,9 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report", help="leaderboard, figures and a page from a run folder; or training curves"
     )
-    report.add_argument(
-        "folder", type=Path, nargs="+", help="run folder, e.g. runs/demo, or the recipe that fills it"
-    )
+    report.add_argument("folder", type=Path, nargs="+", help="run folder, e.g. runs/demo, or the recipe that fills it")
     report.add_argument(
         "--training",
         action="store_true",

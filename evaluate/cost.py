@@ -22,11 +22,12 @@ class Cost:
 
     Attributes:
         generated: policy tokens generated.
+        judged: tokens that other roles generated, such as a judge's reasoning.
         sequential: tokens on the longest chain of dependent draws.
         prefill: other tokens read with an unlimited prefix cache: prompts once, questions, continuations.
         prefill_uncached: the same with no cache at all.
-        pairs: query-key pairs over generated and prefill tokens.
-        decode_pairs: those of generated tokens.
+        pairs: query-key pairs over generated, judged and prefill tokens.
+        decode_pairs: those of generated and judged tokens.
         pairs_uncached: query-key pairs with no cache at all.
         requests: replies received.
     """
@@ -39,6 +40,12 @@ class Cost:
     decode_pairs: int = 0
     pairs_uncached: int = 0
     requests: int = 0
+    judged: int = 0
+
+    @property
+    def decoded(self) -> int:
+        """Tokens generated, whoever generated them."""
+        return self.generated + self.judged
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
@@ -126,7 +133,7 @@ class Meter:
         """Policy tokens that may still be generated."""
         return max(0, self.cap - self.cost.generated)
 
-    def draw(self, path: Path, prompt: int, stem: int, tokens: int) -> int:
+    def draw(self, path: Path, prompt: int, stem: int, tokens: int, policy: bool = True) -> int:
         """Charge reading `path` up to `tokens`; returns how many of them are new to the cell.
 
         Args:
@@ -134,6 +141,7 @@ class Meter:
             prompt: tokens of the problem's prompt.
             stem: tokens of the response that the path branched off from; the cell has read them already.
             tokens: length read, from the path's beginning.
+            policy: whether the policy drew it; other roles' tokens are no part of the budget.
         """
         have = self.extents.get(path, 0)
         new = max(0, tokens - have)
@@ -144,7 +152,8 @@ class Meter:
         pairs = span_pairs(context + have, new)
         reread = context + have
         self.cost += Cost(
-            generated=new,
+            generated=new if policy else 0,
+            judged=0 if policy else new,
             prefill=fresh,
             prefill_uncached=reread,
             pairs=pairs + span_pairs(0, fresh),

@@ -96,6 +96,17 @@ class VerifierSpec:
             raise ValueError("dtype and device are the server's own; leave them out beside url")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSpec(EngineSpec):
+    """A generative judge for the role "judge", run as `EngineSpec` says.
+
+    Attributes:
+        model: hub id, folder, "embedded", or a server's name for it.
+    """
+
+    model: str
+
+
 @dataclass(frozen=True, slots=True)
 class Scoring:
     """How a task's responses are read, where it leaves a choice.
@@ -145,6 +156,7 @@ class Recipe:
         limit: documents per task.
         engine: what runs the model.
         verifier: the reward model that the verifier `reward_model` asks.
+        judge: the model that the verifier `generative` asks; None asks the policy.
         adapters: folders of further adapters, by the name that verifiers use.
         chat: whether to render prompts with the chat template.
         system: system instruction.
@@ -167,6 +179,7 @@ class Recipe:
     limit: int | None = None
     engine: EngineSpec = field(default_factory=EngineSpec)
     verifier: VerifierSpec | None = None
+    judge: JudgeSpec | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     chat: bool = True
     system: str | None = None
@@ -257,8 +270,9 @@ def parse(raw: Mapping[str, Any]) -> Recipe:
     values["output"] = Path(values["output"])
     values["sampling"] = _build(Sampling, values.get("sampling", {}), "sampling")
     values["engine"] = _build(EngineSpec, values.get("engine", {}), "engine")
-    if values.get("verifier") is not None:
-        values["verifier"] = _build(VerifierSpec, values["verifier"], "verifier")
+    for key, kind in (("verifier", VerifierSpec), ("judge", JudgeSpec)):
+        if values.get(key) is not None:
+            values[key] = _build(kind, values[key], key)
     scoring = values.get("scoring", {})
     values["scoring"] = {task: _build(Scoring, said, f"scoring.{task}") for task, said in scoring.items()}
     recipe: Recipe = _build(Recipe, values, "the recipe")
@@ -367,5 +381,5 @@ def _verifier(said: Any, known: Known) -> Callable[..., Any]:
     name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()))
     function = find("verifiers", name)
     _check_options(function, name, options, skip=2)
-    told = sorted(known.get(name, ()), key=lambda entry: entry["adapter"] != options.get("adapter"))
+    told = sorted(known.get(name, ()), key=lambda entry: entry.get("adapter") != options.get("adapter"))
     return functools.partial(function, **{**(told[0] if told else {}), **options})

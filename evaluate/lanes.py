@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from extratime.evaluate.streams import Known, Reader, read
-from extratime.models.request import Completion, Draw, Path, Prompt, Sampling, path_seed, stream_name
+from extratime.models.request import Completion, Draw, Engine, Path, Prompt, Sampling, path_seed, stream_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Aim:
 
 @dataclass(slots=True)
 class Cursor:
-    """A program's place in all streams of the policy.
+    """A program's place in all streams, those of the policy and of whoever else draws.
 
     Attributes:
         fingerprint: of the policy.
@@ -105,13 +105,24 @@ class Cursor:
         """The cursor of the `child`-th program of the `serial`-th gathering."""
         return Cursor(self.fingerprint, (*self.lane, serial, child), extents)
 
-    def aim(self, prompt: Prompt, law: Sampling, response: Completion | None, reader: Reader, cut: bool) -> Aim:
-        """Where to read a fresh response to `prompt`, or more of `response`; see `Aim` for `reader` and `cut`."""
+    def aim(
+        self,
+        prompt: Prompt,
+        law: Sampling,
+        response: Completion | None,
+        reader: Reader,
+        cut: bool,
+        engine: str | None = None,
+    ) -> Aim:
+        """Where to read a fresh response to `prompt`, or more of `response`; see `Aim` for `reader` and `cut`.
+
+        `engine` is the fingerprint of who draws, if that is not the policy.
+        """
         if response is None:
-            return Aim(prompt, law, self.fresh(prompt, law), None, None, reader, cut)
+            return Aim(prompt, law, self.fresh(prompt, law, engine), None, None, reader, cut)
         origin, path, stem = response.prompt, response.path, _stem(response)
         if path is None or not self._own(response, path, law):
-            path, stem = self.fresh(origin.then(response), law), response
+            path, stem = self.fresh(origin.then(response), law, engine), response
         return Aim(origin, law, path, response, stem, reader, cut)
 
     def _own(self, response: Completion, path: Path, law: Sampling) -> bool:
@@ -125,14 +136,25 @@ class Cursor:
         self.claimed.add(point)
         return True
 
-    def fresh(self, prompt: Prompt, law: Sampling) -> Path:
+    def fresh(self, prompt: Prompt, law: Sampling, engine: str | None = None) -> Path:
         """The next path that the program has not read, in the stream of `prompt` under `law`."""
-        stream = stream_name(self.fingerprint, prompt, law)
+        stream = stream_name(engine or self.fingerprint, prompt, law)
         if law.greedy:
             return Path(stream, (), 0)
         place = self.places.get(stream, 0)
         self.places[stream] = place + 1
         return Path(stream, self.lane, place)
+
+
+def in_tokens(response: Completion, engine: Engine) -> Completion:
+    """`response` in an engine's tokens, where a program wrote its words and no engine has read them yet."""
+    before = response.prompt.ids
+    if response.path is not None or response.tokens or not (response.readable and response.text) or before is None:
+        return response
+    whole = engine.encode(response.prompt.text + response.text).ids or ()
+    if whole[: len(before)] != before:
+        return response
+    return replace(response, tokens=whole[len(before) :], n_tokens=len(whole) - len(before))
 
 
 def _stem(response: Completion) -> Completion | None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from extratime.evaluate.grid import RecipeError
-from extratime.evaluate.program import Problem
-from extratime.models.request import Completion, Engine, Probe, Profile, Prompt, Score
+from extratime.evaluate.program import Gather, Problem
+from extratime.models.request import Completion, Engine, Probe, Profile, Prompt, Sample, Score
 
 
 def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: Mapping[str, Engine]) -> None:
@@ -31,19 +31,37 @@ def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: M
 
 
 def _asked(verify: Callable[..., Any], policy: Profile) -> Iterable[Any]:
-    response = Completion(Prompt("?"), "!", 1, logprobs=(-1.0,) if policy.logprobs else ())
-    problem = Problem("made-up", response.prompt, answer=str, correct=lambda text: False)
-    said = next(verify(problem, [response]), ())
-    return said if isinstance(said, tuple | list) else (said,)
+    logprobs = (-1.0,) if policy.logprobs else ()
+    responses = [Completion(Prompt("?"), text, 1, logprobs=logprobs) for text in ("!", "!!")]
+    problem = Problem("made-up", responses[0].prompt, answer=str, correct=lambda text: False)
+    yield from _asks(verify(problem, responses))
+
+
+def _asks(program: Any) -> Iterable[Any]:
+    """What a program asks up to its first numbers; of programs side by side, the first speaks for all."""
+    said = next(program, ())
+    while isinstance(said, Sample):
+        yield said
+        thought = Completion(said.prompt, "", 1, finish="pause")
+        try:
+            said = program.send([thought] * len(said.along or range(said.n)))
+        except StopIteration:
+            return
+    if isinstance(said, Gather):
+        yield from _asks(said.programs[0])
+    else:
+        yield from said if isinstance(said, tuple | list) else (said,)
 
 
 def _lacking(request: Any, engines: Mapping[str, Engine]) -> str:
-    if not isinstance(request, Score | Probe):
+    if not isinstance(request, Sample | Score | Probe):
         return ""
     engine = engines.get(request.role)
     if engine is None:
         add = "; add `verifier: {model: …}` for a reward model" if request.role == "verifier" else ""
         return f"asks the role {request.role!r}, but the recipe's engines are: {', '.join(sorted(engines))}{add}"
+    if isinstance(request, Sample):
+        return ""
     if isinstance(request, Score):
         return "" if engine.profile.scores else "has responses scored, which this engine cannot do"
     if not engine.profile.probes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -23,6 +23,10 @@ from extratime.models.request import Completion, Probe, Prompt, Sample, Score
 
 T = TypeVar("T")
 Program: TypeAlias = Generator[Any, Any, T]
+
+
+class EngineError(RuntimeError):
+    """An engine could not answer; raised inside the program that asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +101,18 @@ def sample(
     temperature: float | None = None,
     pause: Sequence[str] = (),
     max_tokens: int | None = None,
+    role: str = "policy",
 ) -> Program[list[Completion]]:
     """Draw `n` fresh continuations of `prompt`, at another temperature than the cell's if one is given."""
-    return cast("list[Completion]", (yield Sample(prompt, n, temperature, tuple(pause), max_tokens)))
+    return cast("list[Completion]", (yield Sample(prompt, n, temperature, tuple(pause), max_tokens, role=role)))
 
 
 def extend(
-    completions: Sequence[Completion], *, pause: Sequence[str] = (), max_tokens: int | None = None
+    completions: Sequence[Completion],
+    *,
+    pause: Sequence[str] = (),
+    max_tokens: int | None = None,
+    role: str = "policy",
 ) -> Program[list[Completion]]:
     """Read further along each completion's own path; finished ones come back unchanged.
 
@@ -112,8 +121,14 @@ def extend(
     """
     if not completions:
         return []
-    request = Sample(completions[0].prompt, 0, None, tuple(pause), max_tokens, tuple(completions))
+    request = Sample(completions[0].prompt, 0, None, tuple(pause), max_tokens, tuple(completions), role)
     return cast("list[Completion]", (yield request))
+
+
+def rewrite(completion: Completion, text: str) -> Completion:
+    """`completion` with other words; `extend` reads on after them, as after any beginning of a response."""
+    bare = replace(completion, text=text, tokens=(), logprobs=(), tempered=())
+    return replace(bare, path=None, stem=(0, 0), finish="length")
 
 
 def score(requests: Iterable[Score]) -> Program[list[tuple[float, ...]]]:

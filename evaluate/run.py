@@ -124,6 +124,7 @@ def _record(bench: Bench, item: Scored, responses: dict[str, dict[str, Any]]) ->
         "doc_id": item.doc_id,
         "problem": problem.id,
         "question": problem.prompt.text,
+        **({"messages": list(problem.messages)} if problem.messages else {}),
         "gold": item.gold,
         "cell": item.column.key,
         "strategy": item.column.spec.label,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from extratime.evaluate.cost import Cost, Ledger, Meter
-from extratime.evaluate.lanes import Aim, Cursor
-from extratime.evaluate.program import Answer, Gather, Problem, Program
+from extratime.evaluate.lanes import Aim, Cursor, in_tokens
+from extratime.evaluate.program import Answer, EngineError, Gather, Problem, Program
 from extratime.evaluate.streams import Known, Reader, Streams, reply_key
 from extratime.models.request import (
     Completion,
@@ -35,10 +35,6 @@ from extratime.models.request import (
     Score,
     fail,
 )
-
-
-class EngineError(RuntimeError):
-    """An engine could not answer a `Score` or `Probe`; raised inside the program that asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +84,18 @@ class _Fiber:
     replies: list[Any] = field(default_factory=list)
     missing: int = 0
     drawing: list[int] = field(default_factory=list)
+    role: str = "policy"
 
 
 @dataclass(frozen=True, slots=True)
 class _Want:
-    """A fiber's slot that waits for a path."""
+    """A fiber's slot that waits for a path of an engine; `full` is the length of a full response."""
 
     fiber: _Fiber
     slot: int
     aim: Aim
+    role: str
+    full: int
 
 
 @dataclass(slots=True)
@@ -113,7 +112,7 @@ class Schedule:
     """Runs cells on engines, through streams, on one ledger.
 
     Args:
-        engines: by role; "policy" draws, others answer the `Score` and `Probe` requests that name them.
+        engines: by role; each answers the requests that name its role.
         streams: what is known already, and where new draws are kept.
         ledger: charged with every reply, cancelled work included.
         on_result: called with each result as it comes.
@@ -224,7 +223,8 @@ class Schedule:
         chain = 0
         for reply in (fiber.replies[slot] for slot in fiber.drawing):
             prompt, stem = _length(reply.prompt), reply.stem[0]
-            chain = max(chain, fiber.meter.draw(reply.path, prompt, stem, reply.n_tokens - stem))
+            tokens, policy = reply.n_tokens - stem, fiber.role == "policy"
+            chain = max(chain, fiber.meter.draw(reply.path, prompt, stem, tokens, policy))
         fiber.meter.cost += Cost(sequential=chain)
 
     def _fork(self, fiber: _Fiber, programs: Sequence[Program[Any]]) -> None:
@@ -241,6 +241,7 @@ class Schedule:
     def _sample(self, fiber: _Fiber, request: Sample) -> None:
         wants = list(self._wants(fiber, request))
         self._expect(fiber, len(wants))
+        fiber.role = request.role
         fiber.drawing = [slot for slot, want in enumerate(wants) if isinstance(want, _Want)]
         for slot, want in enumerate(wants):
             if isinstance(want, Completion):
@@ -249,43 +250,46 @@ class Schedule:
                 self._want(want)
 
     def _wants(self, fiber: _Fiber, request: Sample) -> Iterable[_Want | Completion]:
-        cell, left = fiber.cell, fiber.meter.left
-        limit = cell.problem.max_tokens
-        if request.max_tokens is not None:
-            limit = min(limit, request.max_tokens)
-        for slot, stem in enumerate(request.along or [None] * request.n):
+        cell, role = fiber.cell, request.role
+        engine, ours = self._engine(role, cell), role == "policy"
+        full = cell.problem.max_tokens if ours else request.max_tokens or cell.problem.max_tokens
+        limit, left = min(full, request.max_tokens or full), fiber.meter.left
+        prompt = request.prompt if request.prompt.ids is not None else engine.encode(request.prompt.text)
+        for slot, given in enumerate(request.along or [None] * request.n):
+            stem = given and in_tokens(given, engine)
             if stem is not None and not (stem.readable and stem.n_tokens < limit):
                 yield replace(stem, finish="length") if stem.readable else stem
                 continue
             have = stem.n_tokens if stem else 0
-            grant = min(limit - have, left)
+            grant = min(limit - have, left) if ours else limit - have
             left -= grant
             if grant <= 0:
-                nothing = Completion(request.prompt, "", 0)
-                yield replace(stem or nothing, finish="cut")
+                yield replace(stem or Completion(prompt, "", 0), finish="cut")
                 continue
-            law = (stem and stem.sampling) or cell.sampling
+            law = (stem and stem.sampling) or (cell.sampling if ours else Sampling())
             law = law if request.temperature is None else law.at(request.temperature)
-            reader = Reader(have + grant, cell.until, request.pause, len(stem.text) if stem else 0)
-            aim = fiber.cursor.aim(request.prompt, law, stem, reader, cut=grant < limit - have)
-            yield _Want(fiber, slot, aim)
+            until = cell.until if ours else ()
+            reader = Reader(have + grant, until, request.pause, len(stem.text) if stem else 0)
+            cut = grant < limit - have
+            aim = fiber.cursor.aim(prompt, law, stem, reader, cut, engine.fingerprint)
+            yield _Want(fiber, slot, aim, role, full)
 
     def _want(self, want: _Want, last: bool = False) -> None:
         """Hand over what is known of a path if that is far enough, or `last`; else have it drawn.
 
         What an engine that can't resume once left unfinished stays so: to draw it again would favour short paths.
         """
-        aim, policy = want.aim, self.engines["policy"]
-        known, resumes = self.streams.paths.get(aim.path) or Known(), policy.profile.resumes
+        aim, engine = want.aim, self.engines[want.role]
+        known, resumes = self.streams.paths.get(aim.path) or Known(), engine.profile.resumes
         completion = aim.read(known, last or bool(known.ends and not resumes))
         if completion is not None:
             self._fill(want.fiber, want.slot, completion)
         elif aim.path in self._jobs:
             self._jobs[aim.path].wants.append(want)
         else:
-            request = aim.draw(known, None if resumes else want.fiber.cell.problem.max_tokens)
-            self._jobs[aim.path] = _Job("policy", request, wants=[want])
-            policy.submit(aim.path, request)
+            request = aim.draw(known, None if resumes else want.full)
+            self._jobs[aim.path] = _Job(want.role, request, wants=[want])
+            engine.submit(aim.path, request)
 
     # --- scoring and probing
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from extratime.models.judge import Judge
 from extratime.models.self_eval import SelfEval
 from extratime.models.steps import Steps
 from extratime.models.tempnet import Temperatures
@@ -42,6 +43,7 @@ class Manifest:
         self_eval: the question and targets of a self-evaluation checkpoint.
         temperatures: what a network of temperatures is.
         steps: what ends a step for a process reward model.
+        judge: what a generative judge is told.
         template_sha256: hash of the chat template it was trained with.
         settings: what the recipe file and the overrides said.
         seeds: by name.
@@ -59,6 +61,7 @@ class Manifest:
     self_eval: SelfEval | None = None
     temperatures: Temperatures | None = None
     steps: Steps | None = None
+    judge: Judge | None = None
     template_sha256: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
@@ -111,7 +114,7 @@ def _part(said: Mapping[str, Any] | None, kind: type[Any]) -> Any:
     return kind(**said)
 
 
-_PARTS = {"self_eval": SelfEval, "temperatures": Temperatures, "steps": Steps}
+_PARTS = {"self_eval": SelfEval, "temperatures": Temperatures, "steps": Steps, "judge": Judge}
 
 
 def _refuse_unknown(said: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -143,6 +143,8 @@ class Sample:
         max_tokens: read at most so many tokens of each path, counted from the path's beginning.
         along: completions to read on, in place of fresh paths; finished ones come back as they are. A completion that
             stands here a second time, or comes from a sibling program, gets a fresh continuation.
+        role: which engine draws. All but the policy have a law of their own (the model itself, at `temperature`), heed
+            no stops of the task, and are no part of the budget.
     """
 
     prompt: Prompt
@@ -151,6 +153,7 @@ class Sample:
     pause: tuple[str, ...] = ()
     max_tokens: int | None = None
     along: tuple[Completion, ...] = ()
+    role: str = "policy"
 
 
 @dataclass(frozen=True, slots=True)

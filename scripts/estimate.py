@@ -71,6 +71,8 @@ GSM8K = 7473 * 300
 """Tokens of the training split with prompts."""
 STEPS = 7473 * 16 * (250 + 16 * 6 * 120)
 """Tokens of its labels of steps: 16 responses a problem, 16 completions of each of 6 steps."""
+JUDGED = 20_000
+"""Prompts of a judge: both orders of pairs."""
 JOBS = [
     Job("sft/qwen2.5-1.5b", QWEN, 2, 16, 300, 2 * GSM8K),
     Job("sft/llama-3.1-8b", LLAMA, 3, 8, 300, 2 * GSM8K, again=True),
@@ -82,6 +84,10 @@ JOBS = [
     Job("prm/llama-3.1-8b", LLAMA, 3, 4, 350, 16 * 7473 * 350, STEPS, again=True, labelled=0),
     Job("mrt/deepseek-r1-1.5b", QWEN, 2, 2, 8192, 1744 * 4 * 8 * 4000, 1744 * 4 * 8 * 2000, again=True, labelled=0.5),
     Job("mrt/deepseek-r1-8b", LLAMA, 3, 1, 8192, 1744 * 4 * 8 * 4000, 1744 * 4 * 8 * 2000, again=True, labelled=0.5),
+    Job("judge/sft-qwen2.5-1.5b", QWEN, 2, 4, 1500, JUDGED * 1500, 8 * JUDGED * 800, again=True, labelled=0.6),
+    Job("judge/sft-llama-3.1-8b", LLAMA, 3, 4, 1500, JUDGED * 1500, 8 * JUDGED * 800, again=True, labelled=0.6),
+    Job("judge/grpo-qwen2.5-1.5b", QWEN, 2, 8, 1700, 500 * 256 * 1500, 500 * 256 * 800, again=True, labelled=0.6),
+    Job("judge/grpo-llama-3.1-8b", LLAMA, 3, 4, 1700, 500 * 256 * 1500, 500 * 256 * 800, again=True, labelled=0.6),
 ]
 
 

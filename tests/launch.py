@@ -226,6 +226,13 @@ def reward_letters():
     grpo.Problems.reward = lambda self, text, problem: sum(ord(letter) % 2 == 0 for letter in text) / (len(text) + 1)
 
 
+def hear_letters():
+    """Have judge_grpo take the code of what was said for a verdict: a random model comes to either."""
+    from extratime.train import judge_grpo
+
+    judge_grpo.verdict = lambda text, judge, form: sum(map(ord, text)) % 2 if text else None
+
+
 def in_turn(*functions):
     """Call each function."""
     for function in functions:
@@ -316,6 +323,11 @@ def write_rollouts(folder):
     ]
     write_rows(folder / "draws.jsonl", drawn)
     return folder
+
+
+def pairs(count=5):
+    """Rows for judge_grpo."""
+    return [{"problem": str(i), "question": f"{i}?", "right": "a" * (i + 1), "wrong": "x"} for i in range(count)]
 
 
 def logged(checkpoint):

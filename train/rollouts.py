@@ -29,7 +29,7 @@ def draws(folder: Path) -> Iterator[dict[str, Any]]:
 
     Yields:
         problem, prompt, prompt_ids, response, tokens, logprobs (of the end token too), reward; without ids where the
-        engine tells none.
+        engine tells none; messages, where the prompt is a chat.
     """
     said = {line["id"]: line for line in lines(folder, "responses")}
     encode = encoder(load_tokenizer(folder / "tokenizer")) if (folder / "tokenizer").is_dir() else None
@@ -44,6 +44,7 @@ def draws(folder: Path) -> Iterator[dict[str, Any]]:
             yield {
                 "problem": result["problem"],
                 "prompt": result["question"],
+                **({"messages": result["messages"]} if "messages" in result else {}),
                 "response": response["text"],
                 "reward": response["score"],
                 "logprobs": response["logprobs"],

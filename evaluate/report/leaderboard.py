@@ -34,7 +34,8 @@ class Row:
         accuracy, accuracy_low, accuracy_high: with the question-clustered 95 % bootstrap interval.
         generated, sequential, prefill, prefill_uncached: mean tokens a problem; `prefill` with an unlimited prefix
             cache, `prefill_uncached` with none.
-        tokens_per_right: generated tokens of all answers per right one.
+        judged: mean tokens a problem that a judge generated.
+        tokens_per_right: tokens generated for all answers, a judge's among them, per right one.
         flops, flops_uncached, kv_bytes, seconds_modelled: means a problem.
         oracle: whether the strategy looks at the expected answer: such a row is a ceiling and on no frontier.
         baseline: whether this row is what the others are compared with.
@@ -61,6 +62,7 @@ class Row:
     sequential: float
     prefill: float
     prefill_uncached: float
+    judged: float
     tokens_per_right: float
     flops: float = math.nan
     flops_uncached: float = math.nan
@@ -166,7 +168,8 @@ def _row(task: str, key: Key, group: Group, missing: int, machine: Machine, resa
         sequential=mean(lambda c: c.sequential),
         prefill=mean(lambda c: c.prefill),
         prefill_uncached=mean(lambda c: c.prefill_uncached),
-        tokens_per_right=total.generated / right if right > 0 else math.nan,
+        judged=mean(lambda c: c.judged),
+        tokens_per_right=total.decoded / right if right > 0 else math.nan,
     )
     return _priced(row, mean, machine)
 
@@ -185,12 +188,12 @@ def _priced(row: Row, mean: Callable[[Callable[[Cost], float]], float], machine:
     if shape:
         row = replace(
             row,
-            flops=mean(lambda c: flops(shape, c.generated + c.prefill, c.pairs)),
-            flops_uncached=mean(lambda c: flops(shape, c.generated + c.prefill_uncached, c.pairs_uncached)),
+            flops=mean(lambda c: flops(shape, c.decoded + c.prefill, c.pairs)),
+            flops_uncached=mean(lambda c: flops(shape, c.decoded + c.prefill_uncached, c.pairs_uncached)),
             kv_bytes=mean(lambda c: kv_bytes(shape, c.decode_pairs)),
         )
     if rates:
-        row = replace(row, seconds_modelled=mean(lambda c: rates.seconds(c.prefill, c.generated)))
+        row = replace(row, seconds_modelled=mean(lambda c: rates.seconds(c.prefill, c.decoded)))
     return row
 
 
@@ -243,7 +246,7 @@ def _on_frontier(rows: dict[Key, Row], groups: Mapping[Key, Group], resamples: i
     if not shared:
         return rows
     alike = {k: {q: groups[k][q] for q in shared} for k in keys}
-    cost = np.array([stats.question_means(_values(alike[k], lambda r: float(r.cost.generated))) for k in keys])
+    cost = np.array([stats.question_means(_values(alike[k], lambda r: float(r.cost.decoded))) for k in keys])
     quality = np.array([stats.question_means(_values(alike[k])) for k in keys])
     on = set(compare.pareto_frontier(cost.mean(axis=1), quality.mean(axis=1)))
     share = compare.frontier_inclusion(cost, quality, _rng(), resamples)

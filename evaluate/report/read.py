@@ -217,6 +217,7 @@ PLAIN = [f.name for f in fields(Result) if f.name not in ("question", "score", "
 
 def _result(record: dict[str, Any]) -> Result:
     score, outcome, error = _number(record["score"]), record["outcome"], str(record["error"])
+    read = {"judged": 0, **record["cost"]}  # runs without a judge may not mention it
     if score is None and outcome != "failed":
         outcome, error = "failed", f"its score is {record['score']}, not a number"
     return Result(
@@ -226,7 +227,7 @@ def _result(record: dict[str, Any]) -> Result:
         outcome=outcome,
         error=error,
         pool=tuple((sys.intern(str(i)), _number(weight)) for i, weight in record["pool"]),
-        cost=Cost(**{f.name: int(record["cost"][f.name]) for f in fields(Cost)}),
+        cost=Cost(**{f.name: int(read[f.name]) for f in fields(Cost)}),
     )
 
 
@@ -263,8 +264,7 @@ def _machine(folder: Path, warnings: list[str]) -> Machine:
     if len({json.dumps(run.get("engine"), sort_keys=True) for run in runs}) > 1:
         warnings.append("the shards were drawn by different engines: their results should not be pooled")
     shapes = [run["shape"] for run in runs if run.get("shape")]
-    # The seconds are those of the policy's engine, so are the counts that give its rates.
-    counts = sum((Work(**run["counts"]["policy"]) for run in runs if "policy" in run.get("counts", {})), Work())
+    counts = sum(map(_policy_counts, runs), Work())
     seconds = {k: sum(run.get("seconds", {}).get(k, 0.0) for run in runs) for k in ("prefill", "decode", "wall")}
     return Machine(
         tuple(dict.fromkeys(run["model"] for run in runs if run.get("model"))),
@@ -274,6 +274,13 @@ def _machine(folder: Path, warnings: list[str]) -> Machine:
         seconds["wall"],
         dict(runs[0].get("versions", {})) if runs else {},
     )
+
+
+def _policy_counts(run: dict[str, Any]) -> Work:
+    """What the policy's engine did, in whatever role: the seconds of an account are that engine's."""
+    engines, counts = run.get("engine", {}), run.get("counts", {})
+    roles = [role for role in counts if role == "policy" or engines.get(role) == engines.get("policy")]
+    return sum((Work(**counts[role]) for role in roles if "policy" in counts), Work())
 
 
 def _account(file: Path) -> dict[str, Any]:

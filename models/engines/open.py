@@ -13,6 +13,7 @@ from extratime.models.engines.replay import ReplayEngine
 from extratime.models.request import Engine, Profile, Prompt, Shape
 
 Render = Callable[[Sequence[Mapping[str, str]], bool], str]
+_TOKENIZER, _JUDGES = "tokenizer", "tokenizer-judge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,20 @@ class Opened:
         tokenizer: of the model; None behind a server where nobody named it.
         known: by verifier, options that the checkpoints' manifests tell together, such as an adapter and its question.
         verifier: the engine of the role "verifier", where there is one.
+        judge: what answers in the role "judge", where that is not the policy.
     """
 
     engine: Engine
     tokenizer: Any
     known: Mapping[str, Sequence[Mapping[str, Any]]]
     verifier: Engine | None = None
+    judge: Opened | None = None
 
     @property
     def roles(self) -> dict[str, Engine]:
         """Engines by the role that requests name."""
-        return {"policy": self.engine} | ({"verifier": self.verifier} if self.verifier else {})
+        more = {"verifier": self.verifier} if self.verifier else {}
+        return {"policy": self.engine, **more, "judge": (self.judge or self).engine}
 
     @property
     def render(self) -> Render | None:
@@ -50,8 +54,9 @@ class Opened:
 
     def save(self, folder: Path) -> None:
         """Leave what a replay needs: tokenizer, name, profile and adapters."""
-        if self.tokenizer is not None and not (folder / "tokenizer").is_dir():
-            self.tokenizer.save_pretrained(folder / "tokenizer")
+        for opened, name in ((self, _TOKENIZER), (self.judge, _JUDGES)):
+            if opened and opened.tokenizer is not None and not (folder / name).is_dir():
+                opened.tokenizer.save_pretrained(folder / name)
         said = {role: _words(engine) for role, engine in self.roles.items()}
         manifest.write_json(folder / "engine.json", {"known": self.known, "roles": said})
 
@@ -61,10 +66,13 @@ def _words(engine: Engine) -> dict[str, Any]:
 
 
 def open_recipe(recipe: Any) -> Opened:
-    """What a recipe names: its policy, and its verifier where it has one."""
+    """What a recipe names: its policy, and its verifier and judge where it has them."""
     # The policy's engine shares out what memory is left, so it comes last.
     verifier = _verifier(recipe.verifier) if recipe.verifier else None
-    return replace(open_engine(recipe.model, recipe.adapters, recipe.engine), verifier=verifier)
+    judge = open_engine(recipe.judge.model, {}, recipe.judge) if recipe.judge else None
+    policy = open_engine(recipe.model, recipe.adapters, recipe.engine)
+    told = {**policy.known, "generative": judge.known["generative"]} if judge else policy.known
+    return replace(policy, known=told, verifier=verifier, judge=judge)
 
 
 def _verifier(spec: Any) -> Engine:
@@ -108,7 +116,8 @@ def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
     loaded = load(base, dtype=spec.dtype, adapters=named, device=spec.device or _device())
     loaded = _cooled(loaded, Path(model))
     engine = HFEngine(loaded, **({"slots": spec.slots} if spec.slots else {}))
-    return Opened(engine, loaded.tokenizer, {"self_eval": _asked(loaded.tokenizer, known)})
+    told = {"self_eval": _asked(loaded.tokenizer, known), "generative": _judging(loaded.tokenizer, model)}
+    return Opened(engine, loaded.tokenizer, told)
 
 
 def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], list[tuple[str | None, Any]]]:
@@ -171,6 +180,15 @@ def _asked(tokenizer: Any, known: Sequence[tuple[str | None, Any]]) -> list[dict
     ]
 
 
+def _judging(tokenizer: Any, folder: str) -> list[dict[str, Any]]:
+    """What the manifest in a folder tells its judge, or what any model is told that was never trained to judge."""
+    from extratime.models.judge import Judge, rendered
+
+    said = _said(folder)
+    judge = said.judge if said and said.judge else Judge(chat=bool(tokenizer and tokenizer.chat_template))
+    return [{"judge": asdict(rendered(tokenizer, judge)), "form": judge.form}]
+
+
 def _connect(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
     from extratime.models.engines.openai import Endpoint, OpenAIEngine
 
@@ -179,11 +197,12 @@ def _connect(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
     shape = _shape(spec.tokenizer) if spec.tokenizer else None
     endpoint = Endpoint(model, spec.server, spec.url, concurrency=spec.slots, timeout=spec.timeout, shape=shape)
     if spec.tokenizer is None:
-        return Opened(OpenAIEngine(endpoint), None, {})
+        return Opened(OpenAIEngine(endpoint), None, {"generative": _judging(None, model)})
     tokenizer = _tokenizer(spec.tokenizer)
     _, named, known = _resolve(spec.tokenizer, {})
     asked = _asked(tokenizer, known if not named else ())
-    return Opened(OpenAIEngine(endpoint, tokenizer), tokenizer, {"self_eval": asked})
+    told = {"self_eval": asked, "generative": _judging(tokenizer, spec.tokenizer)}
+    return Opened(OpenAIEngine(endpoint, tokenizer), tokenizer, told)
 
 
 def _tokenizer(where: str) -> Any:
@@ -237,22 +256,26 @@ def open_replay(folder: Path) -> Opened:
         raise FileNotFoundError(f"{folder} holds no run to replay: engine.json is missing")
     said = json.loads(file.read_text(encoding="utf-8"))
     roles = said["roles"]
+    policy = _replayed(folder / _TOKENIZER, roles["policy"], said["known"])
+    verifier = _replayed(folder / _TOKENIZER, roles["verifier"]).engine if "verifier" in roles else None
+    own = roles["judge"]["fingerprint"] != roles["policy"]["fingerprint"]
+    judge = _replayed(folder / _JUDGES, roles["judge"]) if own else None
+    return replace(policy, verifier=verifier, judge=judge)
+
+
+def _replayed(tokens: Path, said: dict[str, Any], known: Mapping[str, Any] | None = None) -> Opened:
+    """One engine of a finished run, with the tokenizer that it kept, if it kept one."""
+    shape = said["profile"].pop("shape")
+    profile = Profile(**said["profile"], shape=Shape(**shape) if shape else None)
     tokenizer: Any = None
-    encode: Callable[[str], Prompt] = _unread if roles["policy"]["profile"]["token_ids"] else Prompt
-    if (folder / "tokenizer").is_dir():
+    encode: Callable[[str], Prompt] = _unread if profile.token_ids else Prompt
+    if tokens.is_dir():
         from extratime.models.engines.text import encoder
         from extratime.models.load import load_tokenizer
 
-        tokenizer = load_tokenizer(folder / "tokenizer")
+        tokenizer = load_tokenizer(tokens)
         encode = encoder(tokenizer)
-    engines = {role: _replayed(words, encode) for role, words in roles.items()}
-    return Opened(engines["policy"], tokenizer, said["known"], engines.get("verifier"))
-
-
-def _replayed(said: dict[str, Any], encode: Callable[[str], Prompt]) -> ReplayEngine:
-    shape = said["profile"].pop("shape")
-    profile = Profile(**said["profile"], shape=Shape(**shape) if shape else None)
-    return ReplayEngine(said["fingerprint"], profile, said["adapters"], encode)
+    return Opened(ReplayEngine(said["fingerprint"], profile, said["adapters"], encode), tokenizer, known or {})
 
 
 def _unread(text: str) -> Prompt:

@@ -66,7 +66,7 @@ def test_help_says_how(capsys, command):
         (["evaluate", "x", "--shard", "-1/8"], "shard"),
         (["evaluate", "/nowhere.yaml"], "extratime evaluate: /nowhere.yaml: cannot be read"),
         (["report", "/nowhere"], "extratime report: "),
-        (["train", "nothing"], "no training recipe 'nothing'; there are rollouts, self_eval, sft"),
+        (["train", "nothing"], "no training recipe 'nothing'; there are "),
         (["train", "guard"], "no training recipe 'guard'"),
         (["train", "../evaluate/cli"], "no training recipe"),
     ],

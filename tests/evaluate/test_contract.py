@@ -19,6 +19,7 @@ from extratime.evaluate import strategies, verifiers
 from extratime.evaluate.cost import Ledger
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.streams import Streams
+from extratime.models.judge import Judge
 from extratime.models.request import Draw, Failure
 
 BUDGETS = (1, 2, 4, 16)
@@ -52,13 +53,24 @@ def bound(name, verify=None):
     return functools.partial(strategy, **options, **({"verify": verify} if verify else {}))
 
 
+JUDGES = {
+    "generative, reasoning": {"votes": 2, "cues": 1},
+    "generative, pairs": {"form": "pairwise", "tournament": "knockout"},
+    "generative, written": {"form": "pairwise", "tournament": "knockout", "votes": 1, "soft": False},
+}
+"""Ways to ask a generative judge, beside its default of one probe a response."""
+
+
 def built(name, verifier):
+    if verifier in JUDGES:
+        return bound(name, functools.partial(load(verifiers, "generative"), **JUDGES[verifier]))
     return bound(name, load(verifiers, verifier) if verifier else None)
 
 
 STRATEGIES = names(strategies)
 JUDGED = [name for name in STRATEGIES if judged(name)]
-PAIRS = [(name, verifier) for name in STRATEGIES for verifier in (names(verifiers) if judged(name) else [None])]
+VERIFIERS = [*names(verifiers), *JUDGES]
+PAIRS = [(name, verifier) for name in STRATEGIES for verifier in (VERIFIERS if judged(name) else [None])]
 pairs = pytest.mark.parametrize(("name", "verifier"), PAIRS)
 
 
@@ -70,7 +82,20 @@ def chance(*parts):
 def toy(kind=ToyEngine, law=lines, **options):
     """An engine whose judgements are noise, but the same noise each time."""
     options.setdefault("value", lambda text: [chance("reward", text[:i]) for i in range(1, len(text) + 1, 3)])
-    return kind(told(law), yes=lambda said, adapter: chance("yes", said.text, adapter), **options)
+    return kind(judging(told(law)), yes=lambda said, adapter: chance("yes", said.text, adapter), **options)
+
+
+def judging(law):
+    """`law` for the policy; a judge that thinks for a while, and then writes a verdict, or none."""
+
+    def either(prompt, text):
+        if not prompt.startswith("Judge "):
+            return law(prompt, text)
+        if Judge().opener in text:
+            return {" Yes": 0.4, " A": 0.4, " maybe": 0.2} if text.endswith(Judge().opener) else {"": 1.0}
+        return {"hm ": 0.5, Judge().opener: 0.4, "": 0.1}
+
+    return either
 
 
 def grid(strategy, budgets=BUDGETS, problems="pqr", replicates=2, **fields):
@@ -95,7 +120,7 @@ def said(results):
 
 def test_all_strategies_and_verifiers_are_found():
     assert {"best_of_n", "greedy", "particle_filter"} <= set(STRATEGIES) and "greedy" not in JUDGED
-    assert {"likelihood", "oracle", "self_eval", "reward_model"} <= set(names(verifiers))
+    assert {"likelihood", "oracle", "self_eval", "reward_model", "generative"} <= set(names(verifiers))
 
 
 # --- what comes back
@@ -140,7 +165,8 @@ def test_reads_no_element_twice_and_pays_for_each_token_once(name, verifier):
             log = []
             cell = Cell("c", problem(max_tokens=LENGTH), spied(strategy, log), budget, replicate=replicate)
             [result] = run(toy(), [cell])
-            assert sum(end - start for _, start, end in log) == result.cost.generated <= budget * LENGTH
+            assert sum(end - start for _, start, end in log) == result.cost.decoded
+            assert result.cost.generated <= budget * LENGTH
             for path, start, end in log:
                 stretches[path if path.lane else (path, replicate)].append((start, end))
         read[budget] = stretches
@@ -277,7 +303,7 @@ def test_a_refused_draw_touches_nothing_but_itself(name, verifier):
         logs[cell.key] = []
         watched = spied(cell.strategy, logs[cell.key])
         cells.append(Cell(cell.key, cell.problem, watched, cell.budget, replicate=cell.replicate))
-    engine = toy(functools.partial(Refusing, share=0.15))
+    engine = toy(functools.partial(Refusing, share=0.05 if verifier in JUDGES else 0.15))
     results = run(engine, cells)
     assert [result.cell.key for result in results] == [cell.key for cell in cells]
     calm = {result.cell.key: plain(result) for result in baseline(name, verifier)[0]}
@@ -304,11 +330,11 @@ def test_where_every_draw_is_refused_every_cell_says_so(name, verifier):
 @pytest.mark.parametrize("name", JUDGED)
 def test_where_every_question_is_refused_every_cell_says_so(name):
     engine = toy(functools.partial(Refusing, share=0, questions=True))
-    for verifier in ("self_eval", "reward_model"):
+    for verifier in ("self_eval", "reward_model", "generative"):
         results = run(engine, grid(built(name, verifier), problems="p"))
         assert len(results) == 8
         for result in results:
-            asked = "refused a Probe" if verifier == "self_eval" else "refused a Score"
+            asked = "refused a Score" if verifier == "reward_model" else "refused a Probe"
             assert result.error == asked and result.answer.response.finish == "failed"
 
 

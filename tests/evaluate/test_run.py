@@ -16,8 +16,12 @@ from lm_eval.tasks import TaskManager
 
 from extratime.evaluate.grid import RecipeError, parse
 from extratime.evaluate.plan import describe
+from extratime.evaluate.report.leaderboard import leaderboard
+from extratime.evaluate.report.read import read
 from extratime.evaluate.run import run_recipe
 from extratime.evaluate.tasks.load import OURS, load_tasks
+from extratime.models import manifest
+from extratime.models.judge import Judge
 
 STRATEGIES = ["greedy", "self_consistency", {"best_of_n": {"verify": "likelihood"}}, {"beam_search": {"width": 2}}]
 
@@ -76,6 +80,51 @@ def test_a_run_leaves_a_result_for_every_cell_and_a_text_for_every_response(whol
     counts = json.loads((whole / "run-0-of-1.json").read_text())["counts"]["policy"]
     drawn = sum(len(record["ends"]) for record in records(whole) if "path" in record)
     assert counts["decode"] == drawn
+
+
+def judge_folder(folder):
+    """A checkpoint of another model that was trained to judge."""
+    said = Judge(
+        "{problem}{response}?", "{problem}{first}|{second}?", "e", "y", "n", "a", "b", max_tokens=20, chat=False
+    )
+    tiny.save(folder, seed=3)
+    manifest.write(folder, manifest.Manifest("judge_sft", "full", "base", judge=said))
+    return folder
+
+
+def test_a_run_with_a_judge_replays_and_keeps_the_accounts_of_both_apart(recipe, checkpoint, tmp_path):
+    ways = {"direct": {}, "votes": {"votes": 4, "cues": 1}, "pairs": {"form": "pairwise", "votes": 1, "soft": False}}
+    entries = [{"best_of_n": {"verify": {"generative": said}, "label": label}} for label, said in ways.items()]
+    folder = judge_folder(tmp_path / "judge")
+    judge = {"model": str(folder), "dtype": "float32", "device": "cpu"}
+    run = run_recipe(recipe(judge=judge, strategies=[*entries, "self_consistency"]))
+    results = lines(run)
+    judged = {label: sum(r["cost"]["judged"] for r in results if r["strategy"] == label) for label in ways}
+    assert judged["votes"] > judged["pairs"] > judged["direct"] == 0
+    assert all(r["cost"]["generated"] <= r["budget"] * 12 for r in results)
+    weights = [weight for r in results if r["strategy"] == "direct" for _, weight in r["pool"]]
+    assert weights and all(0 <= weight <= 1 for weight in weights)
+    account = json.loads((run / "run-0-of-1.json").read_text())
+    assert account["engine"]["judge"] != account["engine"]["policy"]
+    assert account["counts"]["judge"]["decode"] and account["counts"]["policy"]["decode"]
+    drawn = sum(len(record["ends"]) for record in records(run) if "path" in record)
+    assert drawn == account["counts"]["judge"]["decode"] + account["counts"]["policy"]["decode"]
+    rows = {(row.strategy, row.budget): row for row in leaderboard(read(run), resamples=100)}
+    assert rows["votes", 4].judged > 0 == rows["self_consistency", 4].judged
+    assert rows["votes", 4].flops > rows["self_consistency", 4].flops
+    shutil.rmtree(run / "results")
+    shutil.rmtree(folder)
+    run_recipe(recipe(model="/nowhere", judge=judge, strategies=[*entries, "self_consistency"]), replay=True)
+    assert lines(run) == results
+
+
+def test_without_a_judge_the_policy_judges_itself(recipe):
+    run = run_recipe(recipe(strategies=[{"best_of_n": {"verify": {"generative": {"votes": 1}}}}], limit=2))
+    account = json.loads((run / "run-0-of-1.json").read_text())
+    assert account["engine"]["judge"] == account["engine"]["policy"] and account["counts"]["judge"]["decode"]
+    rates = read(run).machine.rates
+    work = [account["counts"][role]["decode"] for role in ("policy", "judge")]
+    assert rates.decode == pytest.approx(account["seconds"]["decode"] / sum(work))
 
 
 def told(line):

@@ -14,8 +14,10 @@ from launch import (
     die_after,
     die_at,
     draws,
+    hear_letters,
     in_turn,
     logged,
+    pairs,
     reward_letters,
     solutions,
     sums,
@@ -39,12 +41,14 @@ RUNS = {
     "grpo, entropy": ("grpo", {"entropy": 3.0}),
     "mrt": ("mrt", {"num_iterations": 3}),
     "mrt, episodes": ("mrt", {"form": "episodes", "k": 2, "num_iterations": 3}),
+    "judge_sft": ("judge_sft", {}),
+    "judge_grpo": ("judge_grpo", {"num_iterations": 2, "consistency": "index"}),
     "grpo, many steps": ("grpo", {"steps_per_generation": 4, "beta": 0.1, "entropy_coef": 0.01}),
     "joint": ("tempnet", {"width": 8, "joint": True}),
     "refined": ("sft", {"refine_from": "sft", "max_grad_norm": 0.5}),
     "prm": ("prm", {"dropout": 0.2}),
 }
-BEFORE = {"grpo": (reward_letters,), "mrt": (reward_letters,)}
+BEFORE = {"grpo": (reward_letters,), "mrt": (reward_letters,), "judge_grpo": (hear_letters,)}
 """By recipe, what happens in its process before it starts."""
 
 
@@ -60,6 +64,7 @@ def whole(tmp_path_factory):
     data = {"sft": worked, "tempnet": worked, "self_eval": write_rows(place / "draws.jsonl", draws())}
     data["prm"] = write_rows(place / "steps.jsonl", solutions())
     write_rollouts(place / "rollouts")
+    data |= {"judge_sft": worked, "judge_grpo": write_rows(place / "pairs.jsonl", pairs())}
     made = {}
 
     def run(kind):
@@ -82,6 +87,8 @@ def settings(base, data, name):
     grouped = {"num_generations": 2, "max_completion_length": 5}
     drawn = {"tasks": ["sums_easy"], "problems": 9, **grouped}
     branched = {"rollouts": base.parent / "rollouts", "end": "!", **grouped}
+    judging = {"opener": "#", "yes": "y", "no": "n", "first": "a", "second": "b", "chat": False}
+    own = {"self_eval": asked, "grpo": drawn, "mrt": branched, "judge_sft": judging, "judge_grpo": judging | grouped}
     return {
         "model": base,
         "per_device_train_batch_size": 2,
@@ -92,7 +99,7 @@ def settings(base, data, name):
         "learning_rate": 0.01,
         "use_cpu": True,
         **({"data": data} if data else {}),
-        **{"self_eval": asked, "grpo": drawn, "mrt": branched}.get(name, {}),
+        **own.get(name, {}),
     }
 
 

@@ -15,9 +15,11 @@ from launch import (
     die_after,
     draws,
     free_port,
+    hear_letters,
     in_turn,
     logged,
     only,
+    pairs,
     prepare,
     reward_letters,
     solutions,
@@ -148,23 +150,34 @@ def test_not_a_number_stops_before_the_optimiser_moves(stage, harm, place, tmp_p
     assert all(torch.isfinite(w).all() for w in load_file(out / "checkpoint-2" / "model.safetensors").values())
 
 
+VERDICTS = {"opener": "#", "yes": "y", "no": "n", "first": "a", "second": "b", "chat": False}
+
+
+def drawing(kind, folder):
+    """Recipe, rewards and settings of a run that draws."""
+    grouped = {"num_generations": 2, "max_completion_length": 5}
+    if kind in MRT:
+        branched = {"rollouts": write_rollouts(folder / "rollouts"), "end": "!", **MRT[kind]}
+        return "mrt", reward_letters, grouped | branched
+    if kind == "judge_grpo":
+        judged = {"data": write_rows(folder / "pairs.jsonl", pairs()), "steps_per_generation": 2}
+        return kind, hear_letters, grouped | VERDICTS | judged
+    return kind, reward_letters, grouped | {"tasks": ["sums_easy"], "problems": 9}
+
+
 @pytest.mark.parametrize(
     "stage", [pytest.param("cpu", marks=pytest.mark.slow), "zero2", pytest.param("zero3", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("kind", ["grpo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in MRT)])
+@pytest.mark.parametrize("kind", ["grpo", *(pytest.param(k, marks=pytest.mark.slow) for k in ("judge_grpo", *MRT))])
 def test_rollouts_of_a_stopped_run_are_learned_from_where_it_goes_on(kind, stage, place, tmp_path):
-    drawn = {"num_generations": 2, "max_completion_length": 5}
-    if kind in MRT:
-        name, drawn = "mrt", drawn | {"rollouts": write_rollouts(tmp_path / "rollouts"), "end": "!", **MRT[kind]}
-    else:
-        name, drawn = "grpo", drawn | {"tasks": ["sums_easy"], "problems": 9}
+    name, reward, drawn = drawing(kind, tmp_path)
     steps = {"num_iterations": 3, "max_steps": 5, "save_steps": 4, "logging_steps": 1, "learning_rate": 0.003}
     given = drawn | steps | {"model": place / "base", "per_device_train_batch_size": 2, "use_cpu": True}
     file = write_yaml(tmp_path / f"{name}.yaml", **given)
     runs = {"whole": (), "stopped": (partial(only, 1, die_after, 3, signal.SIGTERM),)}
     for run, stops in runs.items():
         for before in (*stops, None):
-            first = partial(in_turn, reward_letters, *([before] if before else []))
+            first = partial(in_turn, reward, *([before] if before else []))
             words = ("--config", file, "--output_dir", tmp_path / run)
             ends = together(tmp_path, CONFIGS[stage], name, *words, before=first)
             assert [code for code, _ in ends] == [128 + signal.SIGTERM if before else 0] * 2, ends
