@@ -256,7 +256,7 @@ class Schedule:
         limit, left = min(full, request.max_tokens or full), fiber.meter.left
         prompt = request.prompt if request.prompt.ids is not None else engine.encode(request.prompt.text)
         for slot, given in enumerate(request.along or [None] * request.n):
-            stem = given and in_tokens(given, engine)
+            stem = given if ours or given is None else in_tokens(given, engine)
             if stem is not None and not (stem.readable and stem.n_tokens < limit):
                 yield replace(stem, finish="length") if stem.readable else stem
                 continue

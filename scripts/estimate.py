@@ -84,10 +84,10 @@ JOBS = [
     Job("prm/llama-3.1-8b", LLAMA, 3, 4, 350, 16 * 7473 * 350, STEPS, again=True, labelled=0),
     Job("mrt/deepseek-r1-1.5b", QWEN, 2, 2, 8192, 1744 * 4 * 8 * 4000, 1744 * 4 * 8 * 2000, again=True, labelled=0.5),
     Job("mrt/deepseek-r1-8b", LLAMA, 3, 1, 8192, 1744 * 4 * 8 * 4000, 1744 * 4 * 8 * 2000, again=True, labelled=0.5),
-    Job("judge/sft-qwen2.5-1.5b", QWEN, 2, 4, 1500, JUDGED * 1500, 8 * JUDGED * 800, again=True, labelled=0.6),
-    Job("judge/sft-llama-3.1-8b", LLAMA, 3, 4, 1500, JUDGED * 1500, 8 * JUDGED * 800, again=True, labelled=0.6),
-    Job("judge/grpo-qwen2.5-1.5b", QWEN, 2, 8, 1700, 500 * 256 * 1500, 500 * 256 * 800, again=True, labelled=0.6),
-    Job("judge/grpo-llama-3.1-8b", LLAMA, 3, 4, 1700, 500 * 256 * 1500, 500 * 256 * 800, again=True, labelled=0.6),
+    Job("judge_sft/qwen2.5-1.5b", QWEN, 2, 4, 1500, JUDGED * 1500, 8 * JUDGED * 800, again=True, labelled=0.6),
+    Job("judge_sft/llama-3.1-8b", LLAMA, 3, 4, 1500, JUDGED * 1500, 8 * JUDGED * 800, again=True, labelled=0.6),
+    Job("judge_grpo/qwen2.5-1.5b", QWEN, 2, 8, 1700, 500 * 256 * 1500, 500 * 256 * 800, again=True, labelled=0.6),
+    Job("judge_grpo/llama-3.1-8b", LLAMA, 3, 4, 1700, 500 * 256 * 1500, 500 * 256 * 800, again=True, labelled=0.6),
 ]
 
 

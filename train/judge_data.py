@@ -7,7 +7,7 @@ in, `samples` times, through evaluate's scheduler; judgements whose verdict equa
 wrong judgement, its verdict taken back, a cue, and a right one on the same prompt (J1-7B, arXiv 2505.11875; how the
 authors made theirs is not published).
 
-    python -m extratime.train.judge_data --config recipes/judge/data-sums.yaml
+    python -m extratime.train.judge_data --config recipes/judge_data/sums.yaml
 
 Draws are kept in `<output_dir>/streams`, so a run that was stopped goes on where it was.
 """

@@ -11,7 +11,7 @@ each order is right with probability q: add it once q is above 0.6 or so. Which 
 meets is not published: `consistency` takes "index", "mean" over all of them, or "none". `reward_weights` weighs the
 rewards, in the order above; `scale_rewards: batch` divides by the spread of the whole batch, as REINFORCE++ does.
 
-    python -m extratime.train.judge_grpo --config recipes/judge/grpo-sums.yaml
+    python -m extratime.train.judge_grpo --config recipes/judge_grpo/sums.yaml
     accelerate launch --config_file recipes/accelerate/zero3.yaml -m extratime.train.judge_grpo --config …
 """
 

@@ -4,7 +4,7 @@ Supervised fine-tuning on `{"prompt": …, "completion": …}` lines: what `extr
 own judgements by rejection sampling, reflective ones among them, or, for a start from nothing, traces written by a
 program. The manifest tells how the judge is to be asked, so that `extratime evaluate` needs the folder alone.
 
-    python -m extratime.train.judge_sft --config recipes/judge/sft-sums.yaml
+    python -m extratime.train.judge_sft --config recipes/judge_sft/sums.yaml
     accelerate launch --config_file recipes/accelerate/zero3.yaml -m extratime.train.judge_sft --config …
 """
 

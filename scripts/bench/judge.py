@@ -50,7 +50,7 @@ JUDGE = Judge(
     max_tokens=48,
     chat=False,
 )
-"""As in recipes/judge/sft-sums.yaml."""
+"""As in recipes/judge_sft/sums.yaml."""
 
 
 KEEP_MEMORY = {
@@ -109,15 +109,15 @@ def sft(args, name, shuffled=False):
     data = args.folder / f"{name}.jsonl"
     write_text(data, "".join(json.dumps(row) + "\n" for row in traces(args, shuffled)))
     out = ["--model", args.model, "--data", data, "--output_dir", args.folder / name]
-    call("extratime.train.judge_sft", "--config", RECIPES / "judge/sft-sums.yaml", *out, **KEEP_MEMORY)
+    call("extratime.train.judge_sft", "--config", RECIPES / "judge_sft/sums.yaml", *out, **KEEP_MEMORY)
 
 
 def grpo(args):
     pairs = ["--draws", args.folder / "rollouts/draws.jsonl", "--output_dir", args.folder / "pairs", "--samples", 0]
-    call("extratime.train.judge_data", "--config", RECIPES / "judge/data-sums.yaml", *pairs)
+    call("extratime.train.judge_data", "--config", RECIPES / "judge_data/sums.yaml", *pairs)
     out = ["--data", args.folder / "pairs/pairs.jsonl", "--output_dir", args.folder / "grpo"]
     out += ["--model", args.folder / "sft"]
-    call("extratime.train.judge_grpo", "--config", RECIPES / "judge/grpo-sums.yaml", *out, **KEEP_MEMORY)
+    call("extratime.train.judge_grpo", "--config", RECIPES / "judge_grpo/sums.yaml", *out, **KEEP_MEMORY)
 
 
 def test_pairs(args):
