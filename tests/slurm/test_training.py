@@ -73,6 +73,8 @@ def test_stopped_by_notice_and_by_force_it_ends_bitwise_like_a_run_that_was_left
     alone = begin(cluster, tmp_path, recipe, reference)
     assert cluster.wait(alone, 200)["JobState"] == "COMPLETED", log(tmp_path, alone, 0)
     assert (out / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    earlier = out / f"checkpoint-{STEPS - 5}" / "model.safetensors"
+    assert earlier.read_bytes() != (out / "model.safetensors").read_bytes()  # five steps are not lost in rounding
     assert logged(out / f"checkpoint-{STEPS}") == logged(reference / f"checkpoint-{STEPS}")
     assert manifest.verify(out).settings == manifest.verify(reference).settings
 
