@@ -41,20 +41,14 @@ class Curve:
 
     Attributes:
         rates: learning rate [T] of every step.
-        steps: steps [N] at which a loss was logged, from 1, rising; each is a mean since the one before.
+        at: the steps [N] after which losses were measured, from 0 for the first, rising; a mean over several stands
+            in their middle.
         losses: those losses [N], in nats per token.
     """
 
     rates: Array
-    steps: NDArray[np.int64]
+    at: Array
     losses: Array
-
-    @property
-    def middles(self) -> Array:
-        """Where between steps each logged mean stands, from 0 for the first step."""
-        before = np.append(0, self.steps[:-1])
-        middle: Array = (before + self.steps - 1) / 2
-        return middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +70,7 @@ class Law:
     def error(self, curve: Curve) -> float:
         """Mean relative error on a run's log, but for its beginning."""
         late = _late(curve)
-        told = np.interp(curve.middles, np.arange(len(curve.rates)), self(curve.rates))
+        told = np.interp(curve.at, np.arange(len(curve.rates)), self(curve.rates))
         return float(np.mean(np.abs(told / curve.losses - 1)[late]))
 
 
@@ -117,7 +111,7 @@ def _late(curve: Curve) -> NDArray[np.bool_]:
     """Which logged losses count: those after warm-up and a tenth of the rest."""
     rises = warm_up(curve.rates)
     begin = int(np.argmax(curve.rates[:rises] >= curve.rates[rises - 1]))
-    late: NDArray[np.bool_] = curve.middles >= begin + _LEFT_OUT * (len(curve.rates) - begin)
+    late: NDArray[np.bool_] = curve.at >= begin + _LEFT_OUT * (len(curve.rates) - begin)
     return late
 
 
@@ -160,7 +154,7 @@ def _starts(lowest: float, first: float, s1: float, free: bool) -> Iterator[list
 
 def _areas_at(curve: Curve, decay: float) -> tuple[Array, Array]:
     """S1 and S2 where the losses that count stand."""
-    where = curve.middles[_late(curve)]
+    where = curve.at[_late(curve)]
     s1, s2 = (np.interp(where, np.arange(len(curve.rates)), area) for area in areas(curve.rates, decay))
     return s1, s2
 
@@ -202,4 +196,6 @@ def read(folder: Path) -> Curve:
     if len(told) < 10:
         raise ValueError(f"{newest} tells {len(told)} losses, and a curve needs 10: train with lower logging_steps")
     steps, rates, losses = (np.array(column) for column in zip(*told, strict=True))
-    return Curve(np.interp(np.arange(1, steps[-1] + 1), steps, rates), steps, losses)
+    # A logged loss is the mean of all steps since the one logged before.
+    middles = (np.append(0, steps[:-1]) + steps - 1) / 2
+    return Curve(np.interp(np.arange(1, steps[-1] + 1), steps, rates), middles, losses)

@@ -1,12 +1,12 @@
 """A temperature of its own for every position that was seen (iSogCLR, arXiv 2305.11965), without a network.
 
 The robust loss of a position with logits h over K tokens has the dual τ·ln E_k[exp(h_k/τ)] + τ·ρ, whose slope in τ is
-ρ − KL(softmax(h/τ) ‖ uniform). Each position keeps τ, a running estimate s of E_k[exp(h_k/τ − b)] with a running
-maximum b against overflow, and the slope's momentum u. What was never seen has no temperature: that is what a network
-is for (`extratime.train.tempnet`).
+ρ − KL(softmax(h/τ) ‖ uniform). Each position keeps τ, a running estimate s of E_k[exp(h_k/τ)], and the slope's
+momentum u. What was never seen has no temperature: that is what a network is for (`extratime.train.tempnet`).
 
-Deliberate deviation: a step reads all K logits, where the paper reads the pairs of a batch. Where one token has nearly
-all the mass, a share of the tokens makes the slope noise.
+Deliberate deviations: a step reads all K logits, where the paper reads the pairs of a batch; where one token has
+nearly all the mass, a share of the tokens makes the slope noise. Logits are measured from their maximum, which takes
+the place of the paper's running maximum: s lags while τ moves, and its error is multiplied by the logits' size.
 """
 
 from __future__ import annotations
@@ -43,15 +43,13 @@ def individual(
     count, vocabulary = logits.shape
     rho = math.log(vocabulary) - said.entropy
     tau = torch.full((count,), min(max(1.0, said.low), said.high))
-    s, b, u = torch.zeros(count), torch.full((count,), -torch.inf), torch.zeros(count)
+    h = logits - logits.amax(1, keepdim=True)
+    s, u = torch.zeros(count), torch.zeros(count)
     for step in range(passes):
-        d = logits / tau[:, None]
-        top = torch.maximum(b, d.amax(1))
-        e = (d - top[:, None]).exp()
-        now = e.mean(1)
-        s = (1 - average) * s * (b - top).exp() + average * now if step else now
-        b = top
-        slope = s.log() + b + rho - (e * d).mean(1) / s
+        d = h / tau[:, None]
+        e = d.exp()
+        s = (1 - average) * s + average * e.mean(1) if step else e.mean(1)
+        slope = s.log() + rho - (e * d).mean(1) / s
         u = (1 - momentum) * u + momentum * slope.clamp(-clip, clip)
         tau = (tau - rate * u).clamp(said.low, said.high)
     return tau

@@ -19,6 +19,7 @@ network's input stays detached, and the network's learning rate is fixed. Policy
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,15 +162,15 @@ def tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, longest: 
 
 
 def refuse_sharding(plugin: Any) -> None:
-    """Refuse ZeRO-3: a frozen model is gathered for nobody, and one that learns is not whole for its first batch.
+    """Refuse ZeRO-3 and FSDP: a frozen model is gathered for nobody, one that learns is not whole for its first batch.
 
     Raises:
         ValueError: accelerate was told to.
     """
-    if plugin is not None and plugin.zero_stage == 3:
+    if (plugin is not None and plugin.zero_stage == 3) or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ValueError(
-            "the model is read outside of what DeepSpeed trains, so ZeRO-3 cannot shard it: launch with "
-            "recipes/accelerate/zero2.yaml, or without DeepSpeed"
+            "the model is read outside of what the trainer shards, so neither ZeRO-3 nor FSDP can shard it: launch "
+            "with recipes/accelerate/zero2.yaml, or without sharding"
         )
 
 

@@ -53,7 +53,7 @@ def _ends(law: Law, curve: Curve) -> dict[str, float]:
 def _words(law: Law, curves: Mapping[str, Curve], ends: Mapping[str, float]) -> str:
     lines = [
         f"L(s) = {law.L0:.4g} + {law.A:.4g}·S1^−{law.alpha:.3g} − {law.C:.4g}·S2, λ = {law.decay:g} ({CONVENTION})",
-        *(f"{name}: mean error {law.error(curve):.2%}, {len(curve.steps)} losses" for name, curve in curves.items()),
+        *(f"{name}: mean error {law.error(curve):.2%}, {len(curve.at)} losses" for name, curve in curves.items()),
         "predicted final loss over as many steps from the same peak:",
         *(f"  {shape:34} {loss:.4f}" for shape, loss in ends.items()),
     ]
@@ -70,7 +70,7 @@ def _figure(law: Law, curves: Mapping[str, Curve]) -> bytes:
         above, below = drawing.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         for i, (name, curve) in enumerate(curves.items()):
             color, steps = LINES[i % len(LINES)], np.arange(len(curve.rates)) + 1
-            above.plot(curve.middles + 1, curve.losses, ".", color=color, alpha=0.5, markersize=4)
+            above.plot(curve.at + 1, curve.losses, ".", color=color, alpha=0.5, markersize=4)
             above.plot(steps, law(curve.rates), color=color, label=name)
             below.plot(steps, curve.rates, color=color)
         lowest = min(float(curve.losses.min()) for curve in curves.values())

@@ -17,7 +17,8 @@ def simulated(shape, steps=STEPS, noise=0.005, seed=0, every=20):
     rates = schedule(shape, steps, PEAK, WARM)
     told = TRUE(rates).reshape(-1, every).mean(1)
     rng = np.random.default_rng(seed)
-    return Curve(rates, np.arange(every, steps + 1, every), told + noise * rng.standard_normal(len(told)))
+    middles = np.arange(0, steps, every) + (every - 1) / 2
+    return Curve(rates, middles, told + noise * rng.standard_normal(len(told)))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_a_constant_curve_alone_has_no_annealing_to_fit():
 
 
 def test_too_little_to_fit_is_refused():
-    few = Curve(np.full(4, 0.1), np.arange(1, 5), np.ones(4))
+    few = Curve(np.full(4, 0.1), np.arange(4.0), np.ones(4))
     with pytest.raises(ValueError, match=r"four constants and \d losses > 0 to fit: log more often"):
         fit([few])
 
@@ -106,8 +107,7 @@ def test_the_newest_checkpoint_s_log_is_read(tmp_path):
     for folder in (tmp_path, tmp_path / "checkpoint-20"):
         curve = read(folder)
         np.testing.assert_allclose(curve.rates[1:], schedule("linear", 20, 1.0)[1:])
-        assert curve.steps.tolist() == list(range(2, 21, 2)) and curve.losses[0] == 0.5
-        assert curve.middles[:3].tolist() == [0.5, 2.5, 4.5]
+        assert curve.at.tolist() == [s - 1.5 for s in range(2, 21, 2)] and curve.losses[0] == 0.5
 
 
 def test_a_folder_without_a_curve_is_refused_by_name(tmp_path):
@@ -124,7 +124,8 @@ def test_a_folder_without_a_curve_is_refused_by_name(tmp_path):
 def test_a_report_on_training_runs_fits_draws_and_predicts(tmp_path, capsys):
     for shape in ("constant", "cosine"):
         curve = simulated(shape)
-        told = zip(curve.steps.tolist(), curve.losses.tolist(), curve.rates[curve.steps - 1].tolist(), strict=True)
+        steps = range(20, STEPS + 1, 20)
+        told = zip(steps, curve.losses.tolist(), curve.rates[19::20].tolist(), strict=True)
         entries = [{"step": step, "loss": loss, "learning_rate": rate} for step, loss, rate in told]
         state(tmp_path / shape / f"checkpoint-{STEPS}", entries)
     assert main(["report", "--training", str(tmp_path / "constant"), str(tmp_path / "cosine")]) == 0

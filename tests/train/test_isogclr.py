@@ -41,6 +41,14 @@ def test_scaled_logits_have_scaled_temperatures():
     torch.testing.assert_close(2 * one, two, atol=1e-2, rtol=1e-2)
 
 
+def test_what_all_logits_share_changes_nothing_and_three_hundred_passes_are_enough():
+    said = Temperatures(entropy=1.0)
+    logits = positions(64, 500) + 15
+    tau = individual(logits, said, 300)
+    assert (tau.double() - solve(logits, said)).abs().median() < 1e-3
+    torch.testing.assert_close(individual(logits + 50, said, 300), tau, atol=1e-3, rtol=0)
+
+
 def test_large_logits_and_a_small_temperature_do_not_overflow():
     said = Temperatures(entropy=0.5, low=0.005, high=1.0)
     tau = individual(200 * positions(), said, 50)

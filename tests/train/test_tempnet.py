@@ -159,8 +159,12 @@ def test_the_folder_says_what_the_network_is(recipe, tmp_path):
     assert set(said["files"]) >= {"model.safetensors", "tokenizer.json"}
 
 
-def test_sharding_the_frozen_model_is_refused():
+def test_sharding_the_model_is_refused(monkeypatch):
     for plugin in (None, SimpleNamespace(zero_stage=2)):
         tempnet.refuse_sharding(plugin)
-    with pytest.raises(ValueError, match=r"ZeRO-3 cannot shard it: launch with recipes/accelerate/zero2\.yaml"):
+    refused = r"neither ZeRO-3 nor FSDP can shard it: launch with recipes/accelerate/zero2\.yaml"
+    with pytest.raises(ValueError, match=refused):
         tempnet.refuse_sharding(SimpleNamespace(zero_stage=3))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=refused):
+        tempnet.refuse_sharding(None)
