@@ -26,10 +26,10 @@ from table import at_least, row, show
 
 from extratime.evaluate import stats
 from extratime.evaluate.calibration import adaptive_ece, auroc, auroc_ci, within_question_auroc
+from extratime.evaluate.streams import Streams, reply_key
 from extratime.evaluate.tasks.sums import documents
-from extratime.models.engines.reward import RewardEngine
-from extratime.models.request import Prompt, Score
-from extratime.models.reward import load_reward
+from extratime.models.engines.open import open_replay
+from extratime.models.request import Score
 from extratime.models.steps import split
 
 TASKS = {"sums_easy": (3, 1), "sums_medium": (2, 2), "sums_hard": (3, 2)}
@@ -195,20 +195,16 @@ def labels(args, worked):
 
 
 def weighed(args, name, grid):
-    """Each step of the first distinct test draws of a problem: [problem][(reward, exact label, place, last place)]."""
-    engine = RewardEngine(load_reward(args.folder / name, dtype="float32"))
-    worked, asked, told = solutions(), {}, {}
-    for i, (question, pool) in enumerate(zip(grid.questions(), grid.pools("best"), strict=True)):
-        for text in dict.fromkeys(r["text"] for r, _ in pool[:DRAWS] if r["finish"] == "eos"):
-            asked[i, text] = exact(split(text, "\n"), worked[question])
-            engine.submit((i, text), Score(Prompt(question), text))
-    while answered := engine.poll():
-        told |= {ticket: reply.values for ticket, reply in answered}
-    found = [[] for _ in grid.problems]
-    for (i, text), right in asked.items():
-        values = told[i, text]
-        assert len(values) == len(right)
-        found[i] += [(v, r, t, len(right) - 1) for t, (v, r) in enumerate(zip(values, right, strict=True))]
+    """Each step of the distinct test draws of a problem: [problem][(reward, exact label, place, last place)]."""
+    folder, worked, found = args.folder / f"test-{name}", solutions(), []
+    opened, values = open_replay(folder), Streams(folder / "streams").values
+    for question, pool in zip(grid.questions(), grid.pools("best"), strict=True):
+        found.append([])
+        for text in dict.fromkeys(r["text"] for r, _ in pool if r["finish"] == "eos"):
+            right = exact(split(text, "\n"), worked[question])
+            rewards, _ = values[reply_key(opened.verifier, Score(opened.engine.encode(question), text))]
+            steps = zip(rewards, right, strict=True)
+            found[-1] += [(reward, label, t, len(right) - 1) for t, (reward, label) in enumerate(steps)]
     return [each for each in found if each]
 
 
@@ -232,7 +228,7 @@ def ranking(name, found):
     note = f"{best:.3f} at the best cut"
     yield at_least(f"{name}: step accuracy at ½", np.mean((reward >= 0.5) == right), 0.85, note)
     yield row(f"{name}: expected calibration error", adaptive_ece(reward, right))
-    for t in range(int(place.max()) + 1):
+    for t in range(2):
         at = place == t
         yield row(f"{name}: AUROC of step {t + 1}", auroc(reward[at], right[at]), note=f"{at.sum()} steps")
     slope = np.polyfit(place, reward - right, 1)[0]
@@ -271,6 +267,7 @@ def use(name, grid):
     if "beam" in grid.cells:
         beam = grid.scores("beam")
         yield versus(f"{name}: beam({POOL}, 2) − pass@1", beam, pass1, note=f"{np.mean(beam):.3f}")
+        yield versus(f"{name}: beam({POOL}, 2) − majority({POOL})", beam, majority, "≥ 0", 0.0)
 
 
 def arguments():
