@@ -3,8 +3,8 @@
     python scripts/bench/prm.py [--policy runs/sums/sft] [--folder runs/bench/prm] [--json FILE]
 
 Monte-Carlo labels of the policy's own training solutions, the model they teach, its control with shuffled labels, and
-one taught by exact labels of these and of worked solutions with planted errors; then best-of-8 and beam search on
-test problems. Exact labels come by rule: a step is right if it and all before it are the worked solution's. Every
+one taught by exact labels of one-digit sums, planted errors among them; then best-of-8 and beam search on test
+problems. Exact labels come by rule: a step is right if it and all before it are the worked solution's. Every
 stage goes on where it was, and a finished one returns at once.
 """
 
@@ -25,16 +25,16 @@ import numpy as np
 from table import at_least, row, show
 
 from extratime.evaluate import stats
-from extratime.evaluate.calibration import adaptive_ece, auroc, auroc_ci
+from extratime.evaluate.calibration import adaptive_ece, auroc, auroc_ci, within_question_auroc
+from extratime.evaluate.streams import Streams, reply_key
 from extratime.evaluate.tasks.sums import documents
-from extratime.models.engines.reward import RewardEngine
-from extratime.models.request import Prompt, Score
-from extratime.models.reward import load_reward
+from extratime.models.engines.open import open_replay
+from extratime.models.request import Score
 from extratime.models.steps import split
 
 TASKS = {"sums_easy": (3, 1), "sums_medium": (2, 2), "sums_hard": (3, 2)}
 DRAWS, COMPLETIONS, STEPS = 4, 8, 8
-POOL, TIE = 8, 0.1
+POOL, TIE = 8, 0.05
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
 """Freed memory stays with the process: training steps are a third quicker."""
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -43,6 +43,7 @@ MODELS = {
     "shuffled": ["--shuffle_labels", "true", "--num_train_epochs", "1"],
     "exact": ["--num_train_epochs", "1", "--learning_rate", "2e-4"],
 }
+EASY = "sums_easy"
 
 
 def call(*words, **env):
@@ -74,15 +75,15 @@ def exact(steps, worked):
 
 
 def exactly(args):
-    """The policy's own training solutions, and worked ones with and without a planted error; with exact labels."""
+    """Solutions of one-digit sums with exact labels: the policy's own, and worked ones without and with an error."""
     rng, made, worked = random.Random(0), [], solutions()
     for each in lines(args.folder / "labels/steps.jsonl"):
-        made.append(each | {"labels": exact(each["steps"], worked[each["prompt"]])})
-    for terms, digits in TASKS.values():
-        for doc in list(documents(terms, digits)["train"])[-args.planted :]:
-            right = doc["solution"].split("\n")
-            for steps in (right, off(right, rng)):
-                made.append({"prompt": f"Sum: {doc['expression']}\n", "steps": steps, "labels": exact(steps, right)})
+        if each["problem"].startswith(EASY):
+            made.append(each | {"labels": exact(each["steps"], worked[each["prompt"]])})
+    for doc in list(documents(*TASKS[EASY])["train"])[-args.planted :]:
+        right = doc["solution"].split("\n")
+        for steps in (right, off(right, rng)):
+            made.append({"prompt": f"Sum: {doc['expression']}\n", "steps": steps, "labels": exact(steps, right)})
     rng.shuffle(made)
     file = args.folder / "exact.jsonl"
     file.write_text("".join(json.dumps(each) + "\n" for each in made))
@@ -113,21 +114,19 @@ def train(args, name):
 
 
 def evaluate(args, name):
-    """Best-of-8 by the model `name`, and what needs none, on test problems; the run folder."""
+    """Best-of-8, a vote and beam search by the model `name`, and what needs none, on test problems; its results."""
     folder = args.folder / f"test-{name}"
-    strategies = [{"best_of_n": {"verify": "reward_model", "label": name}}]
-    if name != "shuffled":
-        beam = {"verify": "reward_model", "width": 2, "label": f"beam {name}"}
-        vote = {"verify": "reward_model", "label": f"vote {name}"}
-        strategies += [{"beam_search": beam}, {"weighted_vote": vote}]
+    by = {"verify": "reward_model"}
+    strategies = [{"best_of_n": by | {"label": "best"}}, {"weighted_vote": by | {"label": "vote"}}]
     if name == "prm":
-        strategies.append("self_consistency")
-        strategies += [{"best_of_n": {"verify": v, "label": v}} for v in ("likelihood", "oracle")]
+        strategies.append({"beam_search": by | {"width": 2, "label": "beam"}})
+    strategies.append("self_consistency")
+    strategies += [{"best_of_n": {"verify": v, "label": v}} for v in ("likelihood", "oracle")]
     recipe = {
         "model": str(args.policy),
         "verifier": {"model": str(args.folder / name), "dtype": "float32"},
-        "tasks": list(TASKS),
-        "limit": args.test,
+        "tasks": [EASY] if name == "exact" else list(TASKS),
+        "limit": args.easy if name == "exact" else args.test,
         "chat": False,
         "budgets": [POOL],
         "engine": {"slots": 96},
@@ -142,21 +141,18 @@ def evaluate(args, name):
     file.write_text(json.dumps(recipe))
     if not (folder / "results").exists():
         call("extratime.evaluate.cli", "evaluate", file, "--no-report")
-    return folder
+    return Grid(folder)
 
 
 class Grid:
-    """Results of all test runs, by strategy label."""
+    """Results of a test run, by strategy label."""
 
-    def __init__(self, folders):
-        self.responses, self.cells = {}, defaultdict(dict)
-        for folder in folders:
-            for file in sorted((folder / "responses").glob("*.jsonl")):
-                self.responses |= {line["id"]: line for line in lines(file)}
-            for file in sorted((folder / "results").glob("*.jsonl")):
-                for line in lines(file):
-                    self.cells[line["strategy"]][line["problem"]] = line
-        self.problems = sorted(self.cells["prm"])
+    def __init__(self, folder):
+        self.cells = defaultdict(dict)
+        self.responses = {line["id"]: line for line in lines(folder / "responses/0-of-1.jsonl")}
+        for line in lines(folder / "results/0-of-1.jsonl"):
+            self.cells[line["strategy"]][line["problem"]] = line
+        self.problems = sorted(self.cells["best"])
 
     def scores(self, label):
         return [self.cells[label][p]["score"] or 0.0 for p in self.problems]
@@ -166,15 +162,15 @@ class Grid:
         return [[(self.responses[i], w) for i, w in self.cells[label][p]["pool"]] for p in self.problems]
 
     def pass1(self):
-        return [np.mean([r["score"] for r, _ in pool]) for pool in self.pools("prm")]
+        return [np.mean([r["score"] for r, _ in pool]) for pool in self.pools("best")]
 
     def by_chance(self):
         """What the highest of scores that mean nothing chooses: like texts have like scores, so one text of all."""
-        texts = [{r["text"]: r["score"] for r, _ in pool if r["finish"] == "eos"} for pool in self.pools("prm")]
+        texts = [{r["text"]: r["score"] for r, _ in pool if r["finish"] == "eos"} for pool in self.pools("best")]
         return [np.mean(list(each.values())) if each else 0.0 for each in texts]
 
     def questions(self):
-        return [self.cells["prm"][p]["question"] for p in self.problems]
+        return [self.cells["best"][p]["question"] for p in self.problems]
 
 
 def labels(args, worked):
@@ -199,21 +195,23 @@ def labels(args, worked):
 
 
 def weighed(args, name, grid):
-    """Each step of the first distinct test draws of a problem: [problem][(reward, exact label, its place, steps)]."""
-    engine = RewardEngine(load_reward(args.folder / name, dtype="float32"))
-    worked, asked, told = solutions(), {}, {}
-    for i, (question, pool) in enumerate(zip(grid.questions(), grid.pools("prm"), strict=True)):
-        for text in dict.fromkeys(r["text"] for r, _ in pool[:DRAWS] if r["finish"] == "eos"):
-            asked[i, text] = exact(split(text, "\n"), worked[question])
-            engine.submit((i, text), Score(Prompt(question), text))
-    while answered := engine.poll():
-        told |= {ticket: reply.values for ticket, reply in answered}
-    found = [[] for _ in grid.problems]
-    for (i, text), right in asked.items():
-        values = told[i, text]
-        assert len(values) == len(right)
-        found[i] += [(v, r, t, len(right)) for t, (v, r) in enumerate(zip(values, right, strict=True))]
+    """Each step of the distinct test draws of a problem: [problem][(reward, exact label, place, last place)]."""
+    folder, worked, found = args.folder / f"test-{name}", solutions(), []
+    opened, values = open_replay(folder), Streams(folder / "streams").values
+    for question, pool in zip(grid.questions(), grid.pools("best"), strict=True):
+        found.append([])
+        for text in dict.fromkeys(r["text"] for r, _ in pool if r["finish"] == "eos"):
+            right = exact(split(text, "\n"), worked[question])
+            rewards, _ = values[reply_key(opened.verifier, Score(opened.engine.encode(question), text))]
+            steps = zip(rewards, right, strict=True)
+            found[-1] += [(reward, label, t, len(right) - 1) for t, (reward, label) in enumerate(steps)]
     return [each for each in found if each]
+
+
+def tied_auroc(reward, right):
+    """AUROC where a lead of less than TIE counts for nothing: what is nearly constant ranks nothing."""
+    lead = reward[right == 1][:, None] - reward[right == 0][None]
+    return (lead >= TIE).mean() + (np.abs(lead) < TIE).mean() / 2
 
 
 def ranking(name, found):
@@ -223,16 +221,21 @@ def ranking(name, found):
     note = f"95 % [{area.low:.3f}, {area.high:.3f}], {len(steps)} steps, {right.mean():.0%} right"
     if name == "shuffled":
         yield row("shuffled: AUROC of steps", area.value, "0.5 ± 0.05", abs(area.value - 0.5) <= 0.05, note)
-        tied = auroc(np.round(reward / TIE), right)
-        yield row(f"shuffled: AUROC in rewards of {TIE}", tied, "0.5 ± 0.05", abs(tied - 0.5) <= 0.05)
+        tied = tied_auroc(reward, right)
+        yield row(f"shuffled: AUROC, leads under {TIE} tie", tied, "0.5 ± 0.05", abs(tied - 0.5) <= 0.05)
         yield row("shuffled: standard deviation of rewards", reward.std())
         return
     yield at_least(f"{name}: AUROC of steps", area.value, 0.9, note)
+    yield row(f"{name}: AUROC, leads under {TIE} tie", tied_auroc(reward, right))
+    last = [np.array([(s[0], s[1]) for s in each if s[2] == s[3]]).T for each in found]
+    within = within_question_auroc([x[0] for x in last], [x[1] for x in last], np.random.default_rng(0))
+    told = f"95 % [{within.low:.3f}, {within.high:.3f}], {within.questions} problems with both kinds"
+    yield row(f"{name}: AUROC within problems, last steps", within.value, note=told)
     best = max(np.mean((reward >= cut) == right) for cut in np.quantile(reward, np.linspace(0, 1, 101)))
     note = f"{best:.3f} at the best cut"
     yield at_least(f"{name}: step accuracy at ½", np.mean((reward >= 0.5) == right), 0.85, note)
     yield row(f"{name}: expected calibration error", adaptive_ece(reward, right))
-    for t in range(int(place.max()) + 1):
+    for t in range(2):
         at = place == t
         yield row(f"{name}: AUROC of step {t + 1}", auroc(reward[at], right[at]), note=f"{at.sum()} steps")
     slope = np.polyfit(place, reward - right, 1)[0]
@@ -246,32 +249,32 @@ def versus(name, a, b, bar="interval > 0", least=None, note=""):
     return row(name, d.value, bar, holds, told)
 
 
-def use(grid, models):
-    pass1, majority = grid.pass1(), grid.scores("self_consistency")
-    likelihood, oracle = grid.scores("likelihood"), grid.scores("oracle")
-    yield row("pass@1 at T = 1", np.mean(pass1))
-    yield row(f"majority({POOL})", np.mean(majority))
-    yield row(f"best-of-{POOL} by likelihood", np.mean(likelihood))
-    yield row(f"best-of-{POOL} by the oracle", np.mean(oracle))
-    for name in models:
-        mine = grid.scores(name)
-        yield versus(f"{name}: best-of-{POOL} − majority({POOL})", mine, majority, "≥ 0", 0.0, f"{np.mean(mine):.3f}")
-        yield versus(f"{name}: best-of-{POOL} − pass@1", mine, pass1)
-        yield versus(f"{name}: best-of-{POOL} − by likelihood", mine, likelihood)
-        yield versus(f"{name}: best-of-{POOL} − by shuffled labels", mine, grid.scores("shuffled"))
-        gap = np.mean(oracle) - np.mean(mine)
-        yield row(f"{name}: oracle − best-of-{POOL}", gap, "≥ 0", gap >= 0)
-        vote, beam = grid.scores(f"vote {name}"), grid.scores(f"beam {name}")
-        yield versus(f"{name}: weighted vote({POOL}) − majority({POOL})", vote, majority, "≥ 0", 0.0)
+def use(name, grid):
+    mine, pass1, chance = grid.scores("best"), grid.pass1(), grid.by_chance()
+    if name == "shuffled":
+        d = stats.paired_difference(mine, chance, np.random.default_rng(0))
+        told = f"95 % [{d.low:+.3f}, {d.high:+.3f}]; {np.mean(mine):.3f}, pass@1 {np.mean(pass1):.3f}"
+        yield row(f"shuffled: best-of-{POOL} − by chance", d.value, "interval around 0", d.low <= 0 <= d.high, told)
+        moved = np.mean(grid.scores("vote")) - np.mean(grid.scores("self_consistency"))
+        name = f"shuffled: weighted vote({POOL}) − majority({POOL})"
+        yield row(name, moved, "within ±0.02", abs(moved) <= 0.02)
+        return
+    majority, likelihood, oracle = (grid.scores(label) for label in ("self_consistency", "likelihood", "oracle"))
+    yield row(f"{name}: pass@1 of its test problems", np.mean(pass1), note=f"{len(pass1)} problems")
+    yield row(f"{name}: one of the distinct responses by chance", np.mean(chance))
+    for label, scores in ((f"majority({POOL})", majority), ("likelihood", likelihood), ("oracle", oracle)):
+        yield row(f"{name}: {label}", np.mean(scores))
+    yield versus(f"{name}: best-of-{POOL} − majority({POOL})", mine, majority, "≥ 0", 0.0, f"{np.mean(mine):.3f}")
+    yield versus(f"{name}: best-of-{POOL} − pass@1", mine, pass1)
+    yield versus(f"{name}: best-of-{POOL} − by chance", mine, chance)
+    yield versus(f"{name}: best-of-{POOL} − by likelihood", mine, likelihood)
+    gap = np.mean(oracle) - np.mean(mine)
+    yield row(f"{name}: oracle − best-of-{POOL}", gap, "≥ 0", gap >= 0)
+    yield versus(f"{name}: weighted vote({POOL}) − majority({POOL})", grid.scores("vote"), majority, "≥ 0", 0.0)
+    if "beam" in grid.cells:
+        beam = grid.scores("beam")
         yield versus(f"{name}: beam({POOL}, 2) − pass@1", beam, pass1, note=f"{np.mean(beam):.3f}")
-    shuffled, chance = grid.scores("shuffled"), grid.by_chance()
-    yield row("one of the distinct responses by chance", np.mean(chance), note="what scores that mean nothing choose")
-    for name in models:
-        yield versus(f"{name}: best-of-{POOL} − by chance", grid.scores(name), chance)
-    d = stats.paired_difference(shuffled, chance, np.random.default_rng(0))
-    told = f"95 % [{d.low:+.3f}, {d.high:+.3f}]; pass@1 is {np.mean(pass1):.3f}"
-    name = f"control: best-of-{POOL} by shuffled labels − by chance"
-    yield row(name, d.value, "interval around 0", d.low <= 0 <= d.high, told)
+        yield versus(f"{name}: beam({POOL}, 2) − majority({POOL})", beam, majority, "≥ 0", 0.0)
 
 
 def arguments():
@@ -279,10 +282,11 @@ def arguments():
     parser.add_argument("--policy", type=Path, default=Path("runs/sums/sft"))
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/prm"))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="prm and shuffled at least")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--train", type=int, default=100, help="training problems of each of the three tasks")
-    parser.add_argument("--planted", type=int, default=260, help="worked solutions of each task for the exact labels")
+    parser.add_argument("--planted", type=int, default=600, help="worked one-digit sums for the exact labels")
     parser.add_argument("--test", type=int, default=70, help="test problems of each task")
+    parser.add_argument("--easy", type=int, default=120, help="test problems of the model of exact labels")
     return parser.parse_args()
 
 
@@ -291,15 +295,12 @@ def main():
     args.folder, args.policy = args.folder.resolve(), args.policy.resolve()
     args.folder.mkdir(parents=True, exist_ok=True)
     draw(args)
-    folders = []
-    for name in args.models:
-        train(args, name)
-        folders.append(evaluate(args, name))
-    grid = Grid(folders)
     rows = [*labels(args, solutions())]
     for name in args.models:
-        rows += ranking(name, weighed(args, name, grid))
-    show([*rows, *use(grid, [name for name in args.models if name != "shuffled"])], args.json)
+        train(args, name)
+        grid = evaluate(args, name)
+        rows += [*ranking(name, weighed(args, name, grid)), *use(name, grid)]
+    show(rows, args.json)
 
 
 if __name__ == "__main__":
