@@ -6,6 +6,8 @@ answer if the first of them is right. The supervised warm-up (`extratime.train.s
 
 Deliberate deviations:
 - The trace is cut at the prefix. The paper does not say whether it cuts or only filters whole traces.
+- `suffix: true` learns only the last kept episode and the answer: the objective takes no gradient on contexts, which
+  are the previous policy's, and learning whole prefixes teaches the wrong attempts in them, too.
 - The fresh answers: the highest of noisy numbers is too high, and an answer among those that chose the prefix is
   right too often.
 - `select: outcome` keeps whole traces that are right (STaR, arXiv 2203.14465), and `select: shuffle` permutes Ĵ among
@@ -83,6 +85,7 @@ class Config(Segmentation):
         rollouts: run folder of `extratime.train.rollouts` with its draws; its recipe names model, law and tasks.
         output_dir: where rows.jsonl and prefixes.jsonl go.
         select: "progress" keeps the prefix with the highest Ĵ, "shuffle" permutes Ĵ first, "outcome" keeps traces.
+        suffix: learn only the last episode of a prefix and the answer; the episodes before it are context.
         k: forced answers after each prefix.
         max_tokens: length of a forced answer.
         traces: how many of the draws to use; None takes all.
@@ -92,6 +95,7 @@ class Config(Segmentation):
     rollouts: str = ""
     output_dir: str = ""
     select: str = field(default="progress", metadata={"choices": ["progress", "shuffle", "outcome"]})
+    suffix: bool = False
     k: int = 8
     max_tokens: int = 32
     traces: int | None = None
@@ -189,9 +193,9 @@ def right(context: Context, answers: Sequence[Completion]) -> bool:
     return answers[0].finished and bool(context.success(answers[:1]))
 
 
-def row(draw: Mapping[str, Any], completion: str) -> dict[str, str]:
-    """What the supervised warm-up learns from."""
-    return {"prompt": draw["prompt"], "completion": completion}
+def row(draw: Mapping[str, Any], said: str, context: str = "") -> dict[str, str]:
+    """What the supervised warm-up learns from: what is said after `context`, with which it begins."""
+    return {"prompt": draw["prompt"] + context, "completion": said[len(context) :]}
 
 
 def whole_traces(draws: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
@@ -214,10 +218,11 @@ def best_prefixes(args: Config, folder: Path, draws: Sequence[Mapping[str, Any]]
         places = [best([record["success"] for record in found], args, rng) for found in records]
         kept = [curve[place] for curve, place in zip(curves, places, strict=True)]
         fresh = force(schedule, kept, *law, replicate=1)
+        before = [curve[max(0, j - 1)].prefix if args.suffix else "" for curve, j in zip(curves, places, strict=True)]
         rows = [
-            row(draw, answers[0].text)
-            for draw, context, answers in zip(draws, kept, fresh, strict=True)
-            if right(context, answers)
+            row(draw, answers[0].text, context)
+            for draw, place, answers, context in zip(draws, kept, fresh, before, strict=True)
+            if right(place, answers)
         ]
         told = [r | {"kept": r["j"] == j} for found, j in zip(records, places, strict=True) for r in found]
         return rows, told, ledger.total().decode

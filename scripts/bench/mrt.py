@@ -74,20 +74,21 @@ def generated(draws):
 
 
 def same_tokens(args):
-    """How many traces the baseline gets: their tokens are those of MRT's traces and forced answers together."""
+    """How many traces the baseline gets, their tokens, and those of MRT's traces and answers: the same, if there are."""
     folder = args.folder / "rollouts"
     draws, told = lines(folder / "draws.jsonl"), lines(args.folder / "mrt/prefixes.jsonl")
     asked, again = ({(r["problem"], r["prefix"]): r["drawn"] for r in told if r["kept"] >= kept} for kept in (0, 1))
     spent = generated(draws[: args.traces]) + sum(asked.values()) + sum(again.values())
     most = int(np.searchsorted(np.cumsum([len(draw["logprobs"]) for draw in draws]), spent)) + 1
-    return min(most, len(draws)), spent
+    most = min(most, len(draws))
+    return most, generated(draws[:most]), spent
 
 
 def learn(args):
     f = args.folder
     for name in ("mrt", "shuffled"):
         prefixes(f / "rollouts", f / name, ARMS[name], args.traces)
-    most, _ = same_tokens(args)
+    most, _, _ = same_tokens(args)
     prefixes(f / "rollouts", f / "star", ARMS["star"], most)
     for name in ARMS:
         said = ["--config", RECIPES / "sft/mrt_star.yaml", "--model", f / "warm_up", "--report_to", "none"]
@@ -180,9 +181,9 @@ def rows(args):
     star, mrt, shuffled, rng = arms["star"], arms["mrt"], arms["shuffled"], np.random.default_rng(0)
     yield row("first attempt right, warm-up", np.mean(arms["warm_up"].first()), "0.35–0.5")
     yield at_least("Ĵ (K = 8) against Ĵ (K = 64), Pearson", *noise_row(args))
-    most, spent = same_tokens(args)
-    note = f"{args.traces} traces and their forced answers; the baseline has {most} traces"
-    yield row("tokens generated for each arm's rows", spent, note=note)
+    most, tokens, spent = same_tokens(args)
+    note = f"{args.traces} traces and their forced answers; the baseline has {most} traces of {tokens} tokens"
+    yield row("tokens generated for MRT-STaR's rows", spent, note=note)
     for name, arm in arms.items():
         note = f"{np.mean(arm.tokens()):.1f} tokens, nR {np.mean(arm.regret(budgets())):.3f}"
         yield row(f"accuracy of a whole trace, {name}", np.mean(arm.accuracy()), note=note)
@@ -230,9 +231,9 @@ def arguments():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/mrt"))
     parser.add_argument("--warm_up", type=int, default=45, help="steps")
-    parser.add_argument("--train", type=int, default=200, help="problems with four traces each")
+    parser.add_argument("--train", type=int, default=320, help="problems with four traces each")
     parser.add_argument("--traces", type=int, default=400, help="that MRT cuts")
-    parser.add_argument("--steps", type=int, default=24, help="of each supervised run")
+    parser.add_argument("--steps", type=int, default=20, help="of each supervised run")
     parser.add_argument("--test", type=int, default=100, help="problems with four traces each")
     parser.add_argument("--curves", type=int, default=40, help="test problems whose traces get forced answers")
     parser.add_argument("--contexts", type=int, default=100)

@@ -131,6 +131,18 @@ def test_rows_hold_the_chosen_prefix_its_end_and_a_right_answer(drawn, tmp_path)
         assert known and known[0]["success"] > 0
 
 
+def test_of_a_prefix_only_the_last_episode_may_be_learned(drawn, tmp_path):
+    whole, last = stage(drawn, tmp_path / "whole"), stage(drawn, tmp_path / "last", "--suffix", "true")
+    assert len(whole["rows"]) == len(last["rows"]) and whole["rows"] != last["rows"]
+    prompts = {draw["prompt"] for draw in mrt_star.read_draws(drawn)}
+    for one, other in zip(whole["rows"], last["rows"], strict=True):
+        assert one["prompt"] + one["completion"] == other["prompt"] + other["completion"]
+        context = other["prompt"].removeprefix(one["prompt"])
+        prefix = one["completion"].partition("!!")[0]
+        parts = mrt_star.episodes(prefix)
+        assert one["prompt"] in prompts and context == "".join(parts[:-1])
+
+
 def test_started_again_it_draws_nothing_and_says_the_same(drawn, tmp_path, capsys):
     one = stage(drawn, tmp_path / "one")
     capsys.readouterr()
