@@ -17,7 +17,6 @@ import random
 import re
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +39,12 @@ from extratime.models.request import Completion, Prompt, Work
 from extratime.train.judge_data import make_pairs, read_graded
 
 TASKS = ["sums_easy", "sums_medium"]
-WAYS = ("direct", "reasoned")
+WAYS = {"direct": 0, "reasoned": 1}
+"""How a greedy verdict comes about, as votes: read at once, or after reasoning."""
 RECIPES = Path(__file__).parents[2] / "recipes"
 JUDGE = Judge(
-    pointwise="{problem}\n{response}\nRight?",
-    pairwise="{problem}\nA: {first}\nB: {second}\nBetter?",
+    pointwise="Check: {response}\n{problem}",
+    pairwise="A: {first}\nB: {second}\n{problem}",
     opener="\nSo:",
     form="pairwise",
     max_tokens=48,
@@ -98,7 +98,7 @@ def traces(args, shuffled):
         once, twice = f"\n{right}", f"\n{start}{JUDGE.cue}\n{right}"
         for form in ("pairwise", "pairwise", "pointwise"):
             prompt, label = pair.prompts(JUDGE, form)[len(rows) % 2]
-            thought = twice if rng.random() < 0.2 else once
+            thought = twice if rng.random() < 0.1 else once
             label = rng.randrange(2) if shuffled else label
             rows.append({"prompt": prompt, "completion": thought + JUDGE.opener + JUDGE.verdicts(form)[label]})
     rng.shuffle(rows)
@@ -120,13 +120,19 @@ def grpo(args):
     call("extratime.train.judge_grpo", "--config", RECIPES / "judge_grpo/sums.yaml", *out, **KEEP_MEMORY)
 
 
-def test_pairs(args):
-    """One pair of each test problem that the policy answered both rightly and wrongly."""
+def test_draws(args):
+    """Draws of test problems."""
     split = {task: {"test_split": "test"} for task in TASKS}
     sets = {"model": str(args.model), "tasks": TASKS, "overrides": split, "limit": args.test}
     sets["output"] = str(args.folder / "test")
     call("extratime.train.rollouts", RECIPES / "rollouts/sums.yaml", *overrides(sets))
-    return make_pairs(read_graded(args.folder / "test/draws.jsonl"), 1, random.Random(0))
+
+
+def held_out(args):
+    """One pair of each test problem that was answered both rightly and wrongly; a random choice of them."""
+    rng = random.Random(0)
+    made = make_pairs(read_graded(args.folder / "test/draws.jsonl"), 1, rng)
+    return rng.sample(made, min(args.pairs, len(made)))
 
 
 class Judged:
@@ -195,30 +201,39 @@ def difference(name, a, b, note="", must=None):
     return row(name, d.value, bar, holds, told + (f"; {note}" if note else ""))
 
 
-def pairwise(args, pairs):
-    """Every judge's greedy verdict in both orders, and its direct read-out."""
+def greedy(args, pairs, *names):
+    """Verdicts of judges on pairs in both orders, by (judge, way): read at once, or written after reasoning."""
     found = {}
-    for name, model in judges(args).items():
-        with Judged(args.folder / "judged", model, pairs) as judged:
-            found[name] = {
-                "direct": judged.verdicts("pairwise", pairs),
-                "reasoned": judged.verdicts("pairwise", pairs, votes=1),
-            }
-    right = {(name, way): accuracy(v) for name, ways in found.items() for way, v in ways.items()}
-    for name, way in product(("sft", "grpo"), WAYS):
-        told = f"{name}, reasoned − untrained, {way}"
-        yield difference(told, right[name, "reasoned"], right["untrained", way], must="gain")
+    for name in names:
+        with Judged(
+            args.folder / "judged", args.model if name == "untrained" else args.folder / name, pairs
+        ) as judged:
+            for way, votes in WAYS.items():
+                found[name, way] = judged.verdicts("pairwise", pairs, votes=votes)
+    return found
+
+
+def supervised(found):
+    """The trained judge and its control beside the untrained one."""
+    right = {key: accuracy(verdicts) for key, verdicts in found.items()}
     for way in WAYS:
-        yield difference(
-            f"control − untrained, both {way}", right["control", way], right["untrained", way], must="none"
-        )
-    for name, way in product(found, WAYS):
-        bias = position_bias(*zip(*found[name][way], strict=True))
-        note = f"right first {bias.accuracy_first:.3f}, right second {bias.accuracy_second:.3f}"
-        yield row(f"{name}, {way}: consistent accuracy", bias.consistent, note=note)
-        yield row(f"{name}, {way}: flip rate", bias.flips)
-        yield row(f"{name}, {way}: parse rate", bias.parsed)
-    yield from reinforced(*(found[name]["reasoned"] for name in ("sft", "grpo")))
+        ours, plain = right["sft", "reasoned"], right["untrained", way]
+        yield difference(f"trained judge − untrained, {way}", ours, plain, must="gain")
+    for way in WAYS:
+        control, plain = right["control", way], right["untrained", way]
+        yield difference(f"control − untrained, both {way}", control, plain, must="none")
+    yield difference("trained judge − control, both reasoned", right["sft", "reasoned"], right["control", "reasoned"])
+    for key, verdicts in found.items():
+        yield from bias(", ".join(key), verdicts)
+
+
+def bias(name, verdicts):
+    """Position bias and parse rate of one judge."""
+    told = position_bias(*zip(*verdicts, strict=True))
+    note = f"right first {told.accuracy_first:.3f}, right second {told.accuracy_second:.3f}"
+    yield row(f"{name}: consistent accuracy", told.consistent, note=note)
+    yield row(f"{name}: flip rate", told.flips)
+    yield row(f"{name}: parse rate", told.parsed)
 
 
 def reinforced(before, after):
@@ -228,10 +243,6 @@ def reinforced(before, after):
     old, new = (position_bias(*zip(*verdicts, strict=True)) for verdicts in (before, after))
     yield row("flip rate, SFT → + RL", new.flips - old.flips, "< 0", new.flips < old.flips)
     yield at_least("parse rate after RL", new.parsed, 0.98)
-
-
-def judges(args):
-    return {"untrained": args.model} | {name: args.folder / name for name in ("sft", "grpo", "control")}
 
 
 def thinking(args, pairs):
@@ -311,7 +322,8 @@ def arguments():
     parser.add_argument("--model", type=Path, default=Path("runs/sums/sft"), help="the warmed-up policy")
     parser.add_argument("--train", type=int, default=500, help="training problems of each task")
     parser.add_argument("--test", type=int, default=240, help="test problems of each task")
-    parser.add_argument("--some", type=int, default=120, help="test pairs for votes and forced thinking")
+    parser.add_argument("--pairs", type=int, default=200, help="test pairs")
+    parser.add_argument("--some", type=int, default=100, help="test pairs for votes and forced thinking")
     parser.add_argument("--grid", type=int, default=40, help="test problems of each task for best-of-8")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -322,14 +334,19 @@ def main():
     rollouts(args)
     sft(args, "sft")
     sft(args, "control", shuffled=True)
-    pairs = test_pairs(args)
+    test_draws(args)
+    pairs = held_out(args)
+    found = greedy(args, pairs, "untrained", "sft", "control")
+    rows = list(supervised(found))
+    show(rows, args.json)
     grpo(args)
-    rows = list(pairwise(args, pairs))
+    after = greedy(args, pairs, "grpo")
+    rows += bias("grpo, reasoned", after["grpo", "reasoned"])
+    rows += reinforced(found["sft", "reasoned"], after["grpo", "reasoned"])
     show(rows, args.json)
-    rows += thinking(args, pairs[: args.some])
-    rows += votes(args, pairs[: args.some], "grpo")
-    rows += grid(args, "grpo")
-    show(rows, args.json)
+    for more in (thinking(args, pairs[: args.some]), votes(args, pairs[: args.some], "grpo"), grid(args, "grpo")):
+        rows += more
+        show(rows, args.json)
 
 
 if __name__ == "__main__":
