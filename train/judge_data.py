@@ -206,9 +206,15 @@ def balanced(rows: Sequence[tuple[str, str, int]], rng: random.Random) -> list[t
     return rng.sample(chosen, len(chosen))
 
 
+def parse(argv: Sequence[str]) -> Config:
+    """Read `--config FILE` and overrides."""
+    (args,) = TrlParser(dataclass_types=[Config]).parse_args_and_config(list(argv))
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write pairs and judgements."""
-    (args,) = TrlParser(dataclass_types=[Config]).parse_args_and_config(list(sys.argv[1:] if argv is None else argv))
+    args = parse(sys.argv[1:] if argv is None else argv)
     if not Path(args.draws).is_file() or not args.output_dir:
         raise ValueError(f"draws {args.draws!r} must be a file, and output_dir {args.output_dir!r} a folder to write")
     rng, folder, judge = random.Random(args.seed), Path(args.output_dir), asked(args.model, args)
