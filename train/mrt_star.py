@@ -193,6 +193,11 @@ def right(context: Context, answers: Sequence[Completion]) -> bool:
     return answers[0].finished and bool(context.success(answers[:1]))
 
 
+def context(curve: Sequence[Context], place: int, args: Config) -> str:
+    """What of the kept prefix is not learned: nothing, or all episodes but the last."""
+    return curve[max(0, place - 1)].prefix if args.suffix else ""
+
+
 def row(draw: Mapping[str, Any], said: str, context: str = "") -> dict[str, str]:
     """What the supervised warm-up learns from: what is said after `context`, with which it begins."""
     return {"prompt": draw["prompt"] + context, "completion": said[len(context) :]}
@@ -218,11 +223,10 @@ def best_prefixes(args: Config, folder: Path, draws: Sequence[Mapping[str, Any]]
         places = [best([record["success"] for record in found], args, rng) for found in records]
         kept = [curve[place] for curve, place in zip(curves, places, strict=True)]
         fresh = force(schedule, kept, *law, replicate=1)
-        before = [curve[max(0, j - 1)].prefix if args.suffix else "" for curve, j in zip(curves, places, strict=True)]
         rows = [
-            row(draw, answers[0].text, context)
-            for draw, place, answers, context in zip(draws, kept, fresh, before, strict=True)
-            if right(place, answers)
+            row(draw, answers[0].text, context(curve, place, args))
+            for draw, curve, place, answers in zip(draws, curves, places, fresh, strict=True)
+            if right(curve[place], answers)
         ]
         told = [r | {"kept": r["j"] == j} for found, j in zip(records, places, strict=True) for r in found]
         return rows, told, ledger.total().decode

@@ -74,7 +74,7 @@ def generated(draws):
 
 
 def same_tokens(args):
-    """How many traces the baseline gets, their tokens, and those of MRT's traces and answers: the same, if there are."""
+    """Traces for the baseline, their tokens, and those of MRT's traces and answers: the same, if there are enough."""
     folder = args.folder / "rollouts"
     draws, told = lines(folder / "draws.jsonl"), lines(args.folder / "mrt/prefixes.jsonl")
     asked, again = ({(r["problem"], r["prefix"]): r["drawn"] for r in told if r["kept"] >= kept} for kept in (0, 1))

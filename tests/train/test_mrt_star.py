@@ -11,7 +11,7 @@ from toy import problem
 from extratime.evaluate.forcing import Context
 from extratime.models.request import Completion, Prompt
 from extratime.train import mrt_star, rollouts
-from extratime.train.mrt_star import Config, Segmentation, best, right, whole_traces
+from extratime.train.mrt_star import Config, Segmentation, best, context, right, row, whole_traces
 
 TRACE = "1+1=2\n\nWait, 1+1=3\n\nAnswer: 3"
 
@@ -57,6 +57,14 @@ def test_a_prefix_is_kept_if_the_first_answer_is_whole_and_right():
     context = Context(problem(right="1"), "=1\n\n", "A")
     said = [Completion(Prompt("p?"), f"=1\n\nA=={n}", 9, finish=f) for n, f in ((1, "eos"), (2, "eos"), (1, "length"))]
     assert right(context, said) and not right(context, said[1:]) and not right(context, said[2:])
+
+
+def test_of_a_prefix_only_the_last_episode_may_be_learned():
+    curve = [Context(problem(), prefix, "A") for prefix in ("", "a\n\n", "a\n\nb\n\n")]
+    assert [context(curve, place, config(suffix=True)) for place in range(3)] == ["", "", "a\n\n"]
+    assert {context(curve, place, config()) for place in range(3)} == {""}
+    learned = row({"prompt": "p\n"}, "a\n\nb\n\nAnswer: 3", "a\n\n")
+    assert learned == {"prompt": "p\na\n\n", "completion": "b\n\nAnswer: 3"}
 
 
 def test_the_baseline_keeps_whole_right_traces():
@@ -124,23 +132,11 @@ def test_rows_hold_the_chosen_prefix_its_end_and_a_right_answer(drawn, tmp_path)
     assert len(empty) == 4 and len(set(empty)) == 1, "one context of four traces is asked once"
     assert 0 < len(found["rows"]) < len(draws)
     by_prompt = {draw["prompt"]: draw["problem"] for draw in draws}
-    for row in found["rows"]:
-        prefix, _, answer = row["completion"].partition("!!")
+    for kept in found["rows"]:
+        prefix, _, answer = kept["completion"].partition("!!")
         assert not set(answer) & set("abcdef")
-        known = [r for r in found["prefixes"] if r["problem"] == by_prompt[row["prompt"]] and r["prefix"] == prefix]
+        known = [r for r in found["prefixes"] if r["problem"] == by_prompt[kept["prompt"]] and r["prefix"] == prefix]
         assert known and known[0]["success"] > 0
-
-
-def test_of_a_prefix_only_the_last_episode_may_be_learned(drawn, tmp_path):
-    whole, last = stage(drawn, tmp_path / "whole"), stage(drawn, tmp_path / "last", "--suffix", "true")
-    assert len(whole["rows"]) == len(last["rows"]) and whole["rows"] != last["rows"]
-    prompts = {draw["prompt"] for draw in mrt_star.read_draws(drawn)}
-    for one, other in zip(whole["rows"], last["rows"], strict=True):
-        assert one["prompt"] + one["completion"] == other["prompt"] + other["completion"]
-        context = other["prompt"].removeprefix(one["prompt"])
-        prefix = one["completion"].partition("!!")[0]
-        parts = mrt_star.episodes(prefix)
-        assert one["prompt"] in prompts and context == "".join(parts[:-1])
 
 
 def test_started_again_it_draws_nothing_and_says_the_same(drawn, tmp_path, capsys):
