@@ -86,23 +86,28 @@ def solution(question):
 
 
 def traces(args, shuffled):
-    """Prompt and completion rows: both forms, both orders; a share thinks twice, once from a wrong start.
+    """Prompt and completion rows, both forms and both orders: recompute, say what the candidates end with, decide.
 
     What is recomputed is right in the control as well: only its verdicts are given out by chance.
     """
     rng = random.Random(0)
     pairs = make_pairs(read_graded(args.folder / "rollouts/draws.jsonl"), 2, rng)
     rows = []
-    for pair in pairs:
-        right, start = solution(pair.question), rng.choice([pair.wrong, pair.right])
-        once, twice = f"\n{right}", f"\n{start}{JUDGE.cue}\n{right}"
-        for form in ("pairwise", "pairwise", "pointwise"):
-            prompt, label = pair.prompts(JUDGE, form)[len(rows) % 2]
-            thought = twice if rng.random() < 0.1 else once
+    for number, pair in enumerate(pairs):
+        for place, form in enumerate(("pairwise", "pairwise", "pairwise", "pointwise")):
+            prompt, label = pair.prompts(JUDGE, form)[(number + place) % 2]
+            texts = (pair.right, pair.wrong) if label == 0 else (pair.wrong, pair.right)
+            thought = f"\n{solution(pair.question)}{ends(form, *texts)}"
             label = rng.randrange(2) if shuffled else label
             rows.append({"prompt": prompt, "completion": thought + JUDGE.opener + JUDGE.verdicts(form)[label]})
     rng.shuffle(rows)
     return rows
+
+
+def ends(form, one, other):
+    """The answers of the candidates, said anew beside one's own: then only numbers next to each other are compared."""
+    first, second = (text.rpartition("=")[2].strip() for text in (one, other))
+    return f"\nA {first} B {second}" if form == "pairwise" else f"\nTold {first}"
 
 
 def sft(args, name, shuffled=False):
