@@ -17,6 +17,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,20 +89,41 @@ def solution(question):
 def traces(args, shuffled):
     """Prompt and completion rows, both forms and both orders: recompute, say what the candidates end with, decide.
 
-    What is recomputed is right in the control as well: only its verdicts are given out by chance.
+    In two pairs of three both candidates have a slip put in, and the nearer one is better: where the right answer
+    always stands in the prompt, a judge learns to copy a candidate instead of working the sum out. What is recomputed
+    is right in the control as well: only its verdicts are given out by chance.
     """
     rng = random.Random(0)
-    pairs = make_pairs(read_graded(args.folder / "rollouts/draws.jsonl"), 2, rng)
     rows = []
-    for number, pair in enumerate(pairs):
+    for number, pair in enumerate(make_pairs(read_graded(args.folder / "rollouts/draws.jsonl"), 2, rng)):
         for place, form in enumerate(("pairwise", "pairwise", "pairwise", "pointwise")):
-            prompt, label = pair.prompts(JUDGE, form)[(number + place) % 2]
-            texts = (pair.right, pair.wrong) if label == 0 else (pair.wrong, pair.right)
+            shown = slipped(pair, rng) if place < 2 else pair
+            prompt, label = shown.prompts(JUDGE, form)[(number + place // 2) % 2]
+            texts = (shown.right, shown.wrong) if label == 0 else (shown.wrong, shown.right)
             thought = f"\n{solution(pair.question)}{ends(form, *texts)}"
             label = rng.randrange(2) if shuffled else label
             rows.append({"prompt": prompt, "completion": thought + JUDGE.opener + JUDGE.verdicts(form)[label]})
     rng.shuffle(rows)
     return rows
+
+
+def slipped(pair, rng):
+    """A pair of wrong solutions to its sum, the nearer one in the place of the right one."""
+    near, far = rng.sample(range(1, 13), 2)
+    near, far = sorted((near, far))
+    made = [steps(pair.question, rng.choice((-1, 1)) * by, rng) for by in (near, far)]
+    return replace(pair, right=made[0], wrong=made[1])
+
+
+def steps(question, slip, rng):
+    """Worked steps of a sum with a slip in one of them."""
+    total, *rest = (int(n) for n in re.findall(r"(?:(?<!\d)-|\+|-)?\d+", question.removeprefix("Sum: ")))
+    at, lines = rng.randrange(len(rest)), []
+    for i, n in enumerate(rest):
+        result = total + n + (slip if i == at else 0)
+        lines.append(f"{total}{n:+d}={result}")
+        total = result
+    return "\n".join(lines)
 
 
 def ends(form, one, other):
@@ -201,7 +223,7 @@ def difference(name, a, b, note="", must=None):
     """A paired difference over pairs; `must`: "gain" if its interval is to lie above 0, "none" if it must not."""
     d = stats.paired_difference(a, b, np.random.default_rng(0))
     told = f"95 % [{d.low:+.3f}, {d.high:+.3f}], {np.mean(a):.3f} against {np.mean(b):.3f}, {len(a)} pairs"
-    bar = {"gain": "interval > 0", "none": "interval not > 0", None: None}[must]
+    bar = {"gain": "interval > 0", "none": "interval not > 0", None: ""}[must]
     holds = {"gain": d.low > 0, "none": d.low <= 0, None: None}[must]
     return row(name, d.value, bar, holds, told + (f"; {note}" if note else ""))
 

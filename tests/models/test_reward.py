@@ -176,6 +176,8 @@ def test_a_recipe_s_verifier_ranks_the_policy_s_draws_and_replays(tmp_path):
         replies = ask(engine, *((line["question"], texts[name]) for name, _ in line["pool"]))
         assert [w for _, w in line["pool"]] == pytest.approx([r.values[0] for r in replies], abs=1e-4)
     account = json.loads((folder / "run-0-of-1.json").read_text())
-    assert set(account["engine"]) == set(account["counts"]) == {"policy", "verifier"}
+    assert set(account["counts"]) == {"policy", "verifier"}
+    assert account["engine"].pop("judge") == account["engine"]["policy"], "where no judge is named it is the policy"
+    assert set(account["engine"]) == {"policy", "verifier"}
     run_recipe(parse(said | {"model": "/nowhere", "verifier": {"model": "/nowhere"}}), replay=True)
     assert (folder / "results" / "0-of-1.jsonl").read_text() == results
