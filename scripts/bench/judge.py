@@ -17,7 +17,6 @@ import random
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,41 +88,20 @@ def solution(question):
 def traces(args, shuffled):
     """Prompt and completion rows, both forms and both orders: recompute, say what the candidates end with, decide.
 
-    In two pairs of three both candidates have a slip put in, and the nearer one is better: where the right answer
-    always stands in the prompt, a judge learns to copy a candidate instead of working the sum out. What is recomputed
-    is right in the control as well: only its verdicts are given out by chance.
+    What is recomputed is right in the control as well: only its verdicts are given out by chance.
     """
     rng = random.Random(0)
+    pairs = make_pairs(read_graded(args.folder / "rollouts/draws.jsonl"), 2, rng)
     rows = []
-    for number, pair in enumerate(make_pairs(read_graded(args.folder / "rollouts/draws.jsonl"), 2, rng)):
+    for number, pair in enumerate(pairs):
         for place, form in enumerate(("pairwise", "pairwise", "pairwise", "pointwise")):
-            shown = slipped(pair, rng) if place < 2 else pair
-            prompt, label = shown.prompts(JUDGE, form)[(number + place // 2) % 2]
-            texts = (shown.right, shown.wrong) if label == 0 else (shown.wrong, shown.right)
+            prompt, label = pair.prompts(JUDGE, form)[(number + place) % 2]
+            texts = (pair.right, pair.wrong) if label == 0 else (pair.wrong, pair.right)
             thought = f"\n{solution(pair.question)}{ends(form, *texts)}"
             label = rng.randrange(2) if shuffled else label
             rows.append({"prompt": prompt, "completion": thought + JUDGE.opener + JUDGE.verdicts(form)[label]})
     rng.shuffle(rows)
     return rows
-
-
-def slipped(pair, rng):
-    """A pair of wrong solutions to its sum, the nearer one in the place of the right one."""
-    near, far = rng.sample(range(1, 13), 2)
-    near, far = sorted((near, far))
-    made = [steps(pair.question, rng.choice((-1, 1)) * by, rng) for by in (near, far)]
-    return replace(pair, right=made[0], wrong=made[1])
-
-
-def steps(question, slip, rng):
-    """Worked steps of a sum with a slip in one of them."""
-    total, *rest = (int(n) for n in re.findall(r"(?:(?<!\d)-|\+|-)?\d+", question.removeprefix("Sum: ")))
-    at, lines = rng.randrange(len(rest)), []
-    for i, n in enumerate(rest):
-        result = total + n + (slip if i == at else 0)
-        lines.append(f"{total}{n:+d}={result}")
-        total = result
-    return "\n".join(lines)
 
 
 def ends(form, one, other):
@@ -250,6 +228,8 @@ def supervised(found):
         control, plain = right["control", way], right["untrained", way]
         yield difference(f"control − untrained, both {way}", control, plain, must="none")
     yield difference("trained judge − control, both reasoned", right["sft", "reasoned"], right["control", "reasoned"])
+    ours, plain = consistent(found["sft", "reasoned"]), consistent(found["untrained", "direct"])
+    yield difference("right in both orders: trained judge − untrained, direct", ours, plain, must="gain")
     for key, verdicts in found.items():
         yield from bias(", ".join(key), verdicts)
 
