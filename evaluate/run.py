@@ -36,7 +36,7 @@ from extratime.evaluate.streams import Streams
 from extratime.evaluate.tasks.load import Reading, load_tasks, reading
 from extratime.evaluate.verifiers.likelihood import mean_logprob
 from extratime.models.engines.open import Opened, open_recipe, open_replay
-from extratime.models.manifest import write_text
+from extratime.models.manifest import write_lines, write_text
 from extratime.models.request import Completion, digest
 
 LIBRARIES = ("extratime", "lm-eval", "torch", "transformers", "peft")
@@ -106,9 +106,9 @@ def _runner(opened: Opened, streams: Streams, ledger: Ledger) -> Callable[[Seque
 def _keep(folder: Path, name: str, bench: Bench, scored: Iterable[Scored]) -> None:
     """Write results, and every distinct response once."""
     responses: dict[str, dict[str, Any]] = {}
-    lines = [json.dumps(_record(bench, item, responses)) for item in scored]
-    write_text(folder / "results" / f"{name}.jsonl", "".join(line + "\n" for line in lines))
-    write_text(folder / "responses" / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in responses.values()))
+    records = [_record(bench, item, responses) for item in scored]
+    write_lines(folder / "results" / f"{name}.jsonl", records)
+    write_lines(folder / "responses" / f"{name}.jsonl", responses.values())
 
 
 def _record(bench: Bench, item: Scored, responses: dict[str, dict[str, Any]]) -> dict[str, Any]:

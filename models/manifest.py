@@ -107,6 +107,11 @@ def read(folder: Path) -> Manifest:
         raise ValueError(f"{path}: {error}") from error
 
 
+def found(folder: str | Path) -> Manifest | None:
+    """The manifest of a folder that a recipe wrote, or None of any other."""
+    return read(Path(folder)) if (Path(folder) / NAME).is_file() else None
+
+
 def _part(said: Mapping[str, Any] | None, kind: type[Any]) -> Any:
     if said is None:
         return None
@@ -191,6 +196,11 @@ def library_versions() -> dict[str, str]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write one JSON value a line, so that a reader sees the old file or the new one, never a part."""
+    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -166,7 +166,7 @@ def _means(where: Where, config: Any, separator: str | None, convention: str | N
 
 def _told_separator(folder: Path) -> str | None:
     """What ends a step, if the folder's manifest tells."""
-    said = manifest.read(folder) if (folder / manifest.NAME).is_file() else None
+    said = manifest.found(folder)
     return said.steps.separator if said and said.steps else None
 
 

@@ -35,7 +35,7 @@ from extratime.evaluate.verifiers.generative import Bench, conclude, think
 from extratime.models import judge as judges
 from extratime.models.engines.open import Opened, open_engine
 from extratime.models.judge import Form, Judge
-from extratime.models.manifest import write_text
+from extratime.models.manifest import write_lines
 from extratime.train.judge_sft import JudgeConfig, asked, turn
 
 
@@ -219,11 +219,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"draws {args.draws!r} must be a file, and output_dir {args.output_dir!r} a folder to write")
     rng, folder, judge = random.Random(args.seed), Path(args.output_dir), asked(args.model, args)
     pairs = make_pairs(read_graded(args.draws), args.pairs, rng, args.shuffle_labels)
-    write_text(folder / "pairs.jsonl", "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
+    write_lines(folder / "pairs.jsonl", map(asdict, pairs))
     sys.stderr.write(f"{folder / 'pairs.jsonl'}: {len(pairs)} pairs\n")
     if args.samples:
         rows = learned(pairs, judge, args, rng)
-        write_text(folder / "judgements.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(folder / "judgements.jsonl", rows)
         sys.stderr.write(f"{folder / 'judgements.jsonl'}: {len(rows)} judgements\n")
 
 

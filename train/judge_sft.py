@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -52,9 +51,8 @@ class Config(JudgeConfig, sft.Config):
 
 def asked(model: str, settings: JudgeConfig) -> Judge:
     """What a judge is told: by the manifest of `model` where that was trained to judge, else by the settings."""
-    folder = Path(model)
-    said = manifest.read(folder).judge if (folder / manifest.NAME).is_file() else None
-    return said or settings.judge
+    said = manifest.found(model)
+    return (said.judge if said else None) or settings.judge
 
 
 def turn(judge: Judge, role: str, text: str) -> Any:

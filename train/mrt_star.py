@@ -38,7 +38,7 @@ from extratime.evaluate.schedule import Schedule
 from extratime.evaluate.streams import Streams
 from extratime.evaluate.tasks.load import Reading, load_tasks, reading
 from extratime.models.engines.open import Opened, open_recipe
-from extratime.models.manifest import write_text
+from extratime.models.manifest import write_lines
 from extratime.models.request import Completion
 
 
@@ -235,11 +235,6 @@ def best_prefixes(args: Config, folder: Path, draws: Sequence[Mapping[str, Any]]
         opened.engine.close()
 
 
-def write_rows(file: Path, rows: Sequence[Any]) -> None:
-    """One JSON object a line."""
-    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
-
-
 def parse(argv: Sequence[str]) -> Config:
     """Read `--config FILE` and overrides.
 
@@ -261,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, tokens = list(whole_traces(draws)), 0
     else:
         rows, records, tokens = best_prefixes(args, folder, draws)
-        write_rows(output / "prefixes.jsonl", records)
-    write_rows(output / "rows.jsonl", rows)
+        write_lines(output / "prefixes.jsonl", records)
+    write_lines(output / "rows.jsonl", rows)
     sys.stderr.write(f"{output / 'rows.jsonl'}: {len(rows)} rows of {len(draws)} traces, {tokens} tokens generated\n")
 
 

@@ -21,7 +21,7 @@ from extratime.evaluate.grid import Recipe, read_recipe
 from extratime.evaluate.run import run_recipe
 from extratime.models.engines.text import encoder
 from extratime.models.load import load_tokenizer
-from extratime.models.manifest import write_text
+from extratime.models.manifest import write_lines
 
 
 def draws(folder: Path) -> Iterator[dict[str, Any]]:
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe and write its draws."""
     _, folder = run_from("rollouts", __doc__, "recipes/rollouts/sums.yaml", argv)
     rows = list(draws(folder))
-    write_text(folder / "draws.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(folder / "draws.jsonl", rows)
     rewards = [row["reward"] for row in rows]
     mean = sum(rewards) / len(rewards) if rewards else float("nan")
     sys.stderr.write(f"{folder / 'draws.jsonl'}: {len(rows)} draws, mean reward {mean:.3f}\n")

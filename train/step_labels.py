@@ -11,7 +11,6 @@ completions; its budget has to pay for them (see the strategy's budget law), and
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from extratime.evaluate.grid import Recipe, StrategySpec, columns
 from extratime.evaluate.strategies.step_values import step_values
-from extratime.models.manifest import write_text
+from extratime.models.manifest import write_lines
 from extratime.models.steps import split
 from extratime.train.rollouts import lines, run_from
 
@@ -88,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe and write its labels."""
     recipe, folder = run_from("step_labels", __doc__, "recipes/step_labels/sums.yaml", argv)
     made = list(rows(folder, recipe))
-    write_text(folder / "steps.jsonl", "".join(json.dumps(row) + "\n" for row in made))
+    write_lines(folder / "steps.jsonl", made)
     labels = [label for row in made for label in row["labels"]]
     known = [label for label in labels if label is not None]
     mean = sum(known) / len(known) if known else float("nan")

@@ -124,7 +124,7 @@ def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], li
     """Base model, adapters, and (adapter, question) of each checkpoint that was taught to evaluate itself."""
     base = model
     asked: list[tuple[str | None, Any]] = []
-    if said := _said(model):
+    if said := manifest.found(model):
         if said.kind == "tempnet":
             base = said.base
         elif said.kind != "full":
@@ -132,14 +132,9 @@ def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], li
         else:
             asked.append((None, said.self_eval))
     for name, folder in named.items():
-        if said := _said(folder):
+        if said := manifest.found(folder):
             asked.append((name, said.self_eval))
     return base, named, [(name, ask) for name, ask in asked if ask]
-
-
-def _said(folder: str | Path) -> manifest.Manifest | None:
-    """The manifest of a folder that a recipe wrote, or None."""
-    return manifest.read(Path(folder)) if (Path(folder) / manifest.NAME).is_file() else None
 
 
 def _refuse_other_base(base: str, named: Mapping[str, str]) -> None:
@@ -148,7 +143,11 @@ def _refuse_other_base(base: str, named: Mapping[str, str]) -> None:
     Raises:
         ValueError: one was; the message names it.
     """
-    told = {name: said.base_sha256 for name, folder in named.items() if (said := _said(folder)) and said.base_sha256}
+    told = {
+        name: said.base_sha256
+        for name, folder in named.items()
+        if (said := manifest.found(folder)) and said.base_sha256
+    }
     now = manifest.hash_weights(Path(base)) if told and Path(base).is_dir() else None
     for name, then in told.items():
         if now and then != now:
@@ -160,7 +159,7 @@ def _refuse_other_base(base: str, named: Mapping[str, str]) -> None:
 
 def _cooled(loaded: Any, folder: Path) -> Any:
     """What is loaded, with the network of temperatures that the folder holds, if it holds one."""
-    said = _said(folder)
+    said = manifest.found(folder)
     if said is None or said.temperatures is None:
         return loaded
     from extratime.models import tempnet
@@ -184,7 +183,7 @@ def _judging(tokenizer: Any, folder: str) -> list[dict[str, Any]]:
     """What the manifest in a folder tells its judge, or what any model is told that was never trained to judge."""
     from extratime.models.judge import Judge, rendered
 
-    said = _said(folder)
+    said = manifest.found(folder)
     judge = said.judge if said and said.judge else Judge(chat=bool(tokenizer and tokenizer.chat_template))
     return [{"judge": asdict(rendered(tokenizer, judge)), "form": judge.form}]
 
