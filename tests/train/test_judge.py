@@ -329,14 +329,15 @@ def test_batches_that_split_a_pair_are_refused(more, words, tmp_path):
         judge_grpo.refuse_split_pairs(args, 3)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "judge").glob("*.yaml")), ids=lambda file: file.stem)
+RECIPES = sorted((ROOT / "recipes").glob("judge_*/*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_recipes_are_read_and_their_batches_hold_whole_pairs(file, tmp_path):
-    stage = file.stem.split("-")[0]
+    stage = file.parent.name.removeprefix("judge_")
     words = ["--config", str(file), "--output_dir", str(tmp_path)]
     if stage == "data":
-        from trl import TrlParser
-
-        (args,) = TrlParser(dataclass_types=[judge_data.Config]).parse_args_and_config(words)
+        args = judge_data.parse(words)
         assert args.judge and args.draws
         return
     words += ["--use_cpu", "true", "--bf16", "false", *(["--use_vllm", "false"] if stage == "grpo" else [])]
