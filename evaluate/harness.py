@@ -188,7 +188,13 @@ class GridLM(LM):
             doc=instance.doc,
             messages=self._chats.get(context, ()),
             encode=self.bench.encode,
+            turn=self._turn,
         )
+
+    def _turn(self, text: str) -> Prompt:
+        """What is said to the policy beside the task, as it reads it."""
+        render = self.bench.render if self.bench.recipe.chat else None
+        return self.bench.encode(render([{"role": "user", "content": text}], True) if render else text)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a chat as the model reads it."""

@@ -49,6 +49,7 @@ class Problem:
         doc: the task's own record.
         messages: the chat behind the prompt, if there is one.
         encode: how the policy reads a text; None where that is not known.
+        turn: how the policy reads another question, as a user's turn where it is asked in chats.
     """
 
     id: str
@@ -59,6 +60,12 @@ class Problem:
     doc: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Mapping[str, str], ...] = ()
     encode: Callable[[str], Prompt] | None = None
+    turn: Callable[[str], Prompt] = Prompt
+
+    @property
+    def question(self) -> str:
+        """What is asked; see `question`."""
+        return question(self.prompt.text, self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,12 @@ class Answer:
     pool: tuple[Completion, ...]
     weights: tuple[float, ...]
     why: str
+
+
+def question(prompt: str, messages: Sequence[Mapping[str, Any]] = ()) -> str:
+    """What is asked, without chat mark-up: what the user said last, or the plain prompt."""
+    asked = [str(turn["content"]) for turn in messages if turn["role"] == "user"]
+    return (asked[-1] if asked else prompt).strip()
 
 
 class Verifier(Protocol):

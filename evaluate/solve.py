@@ -47,9 +47,8 @@ def solve(
         RuntimeError: nothing could be drawn; the message says why.
     """
     opened = model if isinstance(model, Opened) else open_engine(model, {}, EngineSpec())
-    render = opened.render
-    text = render([{"role": "user", "content": problem}], True) if render else problem
-    task = Problem("problem", opened.engine.encode(text), answer, max_tokens=max_tokens)
+    encode, turn = opened.engine.encode, opened.turn
+    task = Problem("problem", turn(problem), answer, max_tokens=max_tokens, encode=encode, turn=turn)
     program = bind(StrategySpec(strategy, strategy, options or {}), opened.known)
     cell = Cell("problem", task, program, budget, Sampling(temperature))
     result = Schedule(opened.roles, Streams()).run([cell])[0]

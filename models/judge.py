@@ -15,9 +15,8 @@ Deviation: the papers' wordings are not all published, so they are fields of the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
@@ -126,12 +125,6 @@ def check_verdicts(tokenizer: PreTrainedTokenizerBase, judge: Judge) -> None:
             raise ValueError(f"verdict {verdict!r} is {len(ids)} tokens of {tokenizer.name_or_path}, not one")
         if tokenizer.encode(judge.opener + verdict, add_special_tokens=False) != [*before, *ids]:
             raise ValueError(f"verdict {verdict!r} merges with the end of the opener in {tokenizer.name_or_path}")
-
-
-def question(prompt: str, messages: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The problem as a judge reads it: what the user said last, or the plain prompt of a policy without chat."""
-    asked = [str(turn["content"]) for turn in messages if turn["role"] == "user"]
-    return (asked[-1] if asked else prompt).strip()
 
 
 def verdict(text: str, judge: Judge, form: Form) -> int | None:

@@ -315,12 +315,10 @@ def solutions(count=24, seed=0):
 def write_rollouts(folder):
     """A folder of draws as far as mrt reads it: traces of two attempts."""
     folder.mkdir()
-    recipe = {"model": "embedded", "tasks": ["sums_retry"], "strategies": ["self_consistency"], "output": str(folder)}
-    write_yaml(folder / "recipe.yaml", **recipe, overrides={"sums_retry": {"test_split": "train"}})
+    recipe = {"model": "embedded", "tasks": ["signs"], "strategies": ["self_consistency"], "output": str(folder)}
+    write_yaml(folder / "recipe.yaml", **recipe, overrides={"signs": {"test_split": "train"}})
     trace = "1+1=2\n\nWait, 1+1=3\n\nAnswer: 3"
-    drawn = [
-        {"problem": f"sums_retry/{i % 3}", "prompt": f"p{i % 3}", "response": trace, "reward": 0} for i in range(30)
-    ]
+    drawn = [{"problem": f"signs/{i % 3}", "prompt": f"p{i % 3}", "response": trace, "reward": 0} for i in range(30)]
     write_rows(folder / "draws.jsonl", drawn)
     return folder
 

@@ -73,7 +73,7 @@ class ToyEngine:
         self._reads: list[tuple[Hashable, Score | Probe]] = []
 
     def encode(self, text: str) -> Prompt:
-        return Prompt(text, tuple(text.encode()))
+        return read(text)
 
     def submit(self, ticket: Hashable, request: Draw | Score | Probe) -> None:
         self.submitted += 1
@@ -205,8 +205,13 @@ def ended(text: str) -> str | None:
 
 
 def problem(id: str = "p", max_tokens: int = 16, right: str = "1", **fields) -> Problem:
-    fields = {"answer": ended, "correct": lambda text: ended(text) == right, "max_tokens": max_tokens} | fields
-    return Problem(id, Prompt(f"{id}?", tuple(f"{id}?".encode())), **fields)
+    told = {"answer": ended, "correct": lambda text: ended(text) == right, "max_tokens": max_tokens}
+    return Problem(id, read(f"{id}?"), **({"encode": read, "turn": read} | told | fields))
+
+
+def read(text: str) -> Prompt:
+    """A text as the toy reads it: a token a byte."""
+    return Prompt(text, tuple(text.encode()))
 
 
 def run(engine, cells, streams: Streams | None = None, ledger: Ledger | None = None, **on) -> list[Result]:

@@ -28,7 +28,7 @@ import numpy as np
 from trl import TrlParser
 
 from extratime.evaluate.grid import EngineSpec
-from extratime.evaluate.program import Answer, Problem, Program
+from extratime.evaluate.program import Answer, Problem, Program, question
 from extratime.evaluate.schedule import Cell, Schedule
 from extratime.evaluate.streams import Streams
 from extratime.evaluate.verifiers.generative import Bench, conclude, think
@@ -120,7 +120,7 @@ def make_pairs(
     questions = {}
     for draw in draws:
         texts[draw["problem"]][draw["reward"] <= 0][draw["response"].strip()] = None
-        questions[draw["problem"]] = judges.question(draw["prompt"], draw.get("messages", ()))
+        questions[draw["problem"]] = question(draw["prompt"], draw.get("messages", ()))
     made = []
     for problem, (right, wrong) in texts.items():
         both = list(product(right, wrong))

@@ -21,7 +21,7 @@ Deliberate deviations:
 - The published objective has no formula for branches with α; here α weighs the part between the two groups.
 - A prefix is read as text, so its tokens may differ from those drawn where a word straddles a blank line.
 
-    python -m extratime.train.mrt --config recipes/mrt/sums.yaml
+    python -m extratime.train.mrt --config recipes/mrt/signs.yaml
     accelerate launch --config_file recipes/accelerate/zero3.yaml -m extratime.train.mrt --config …
 """
 

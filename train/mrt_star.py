@@ -13,7 +13,7 @@ Deliberate deviations:
 - `select: outcome` keeps whole traces that are right (STaR, arXiv 2203.14465), and `select: shuffle` permutes Ĵ among
   the prefixes of each trace: the baseline and the control.
 
-    python -m extratime.train.mrt_star --config recipes/mrt_star/sums.yaml               # → <output_dir>/rows.jsonl
+    python -m extratime.train.mrt_star --config recipes/mrt_star/signs.yaml              # → <output_dir>/rows.jsonl
     python -m extratime.train.sft --config recipes/sft/mrt_star.yaml --data <output_dir>/rows.jsonl
 """
 
@@ -111,7 +111,7 @@ class Tasks:
     readings: Mapping[str, Reading]
 
     def document(self, problem: str) -> tuple[Reading, Mapping[str, Any]]:
-        """Reading and document of a problem, such as `sums_retry/12`."""
+        """Reading and document of a problem, such as `signs/12`."""
         name, _, number = problem.rpartition("/")
         return self.readings[name], self.tasks[name].eval_docs[int(number)]
 

@@ -73,9 +73,8 @@ def generative(
         EngineError: the engine failed on every judgement of a prompt.
     """
     bench = Bench(Judge(**(judge or {})), votes, cues, soft, temperature, role)
-    asked = judges.question(problem.prompt.text, problem.messages)
     texts = list(dict.fromkeys(r.text for r in responses if r.finish != "failed"))
-    scores = yield from (points if form == "pointwise" else _TOURNAMENTS[tournament])(asked, texts, bench)
+    scores = yield from (points if form == "pointwise" else _TOURNAMENTS[tournament])(problem.question, texts, bench)
     told = dict(zip(texts, scores, strict=True))
     return [told[r.text] if r.finish != "failed" else -math.inf for r in responses]
 

@@ -52,6 +52,10 @@ class Opened:
 
         return render
 
+    def turn(self, text: str) -> Prompt:
+        """What a user says, as the model reads it; plain text where it has no chat template."""
+        return self.engine.encode(self.render([{"role": "user", "content": text}], True) if self.render else text)
+
     def save(self, folder: Path) -> None:
         """Leave what a replay needs: tokenizer, name, profile and adapters."""
         for opened, name in ((self, _TOKENIZER), (self.judge, _JUDGES)):

@@ -1,4 +1,4 @@
-"""MRT-STaR's acceptance experiment on the embedded model and held-out sums with traces of repeated attempts.
+"""MRT-STaR's acceptance experiment on the embedded model and held-out problems of signs.
 
     python scripts/bench/mrt.py [--folder runs/bench/mrt] [--json FILE]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -31,7 +32,8 @@ from extratime.train import mrt_star
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ARMS = {"star": "outcome", "mrt": "progress", "shuffled": "shuffle"}
-LONGEST = 64
+LONGEST = 96
+SIGNS = re.compile(r"\d[+-]\d[+-]\d")
 
 
 MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
@@ -50,21 +52,21 @@ def lines(file):
 
 
 def rollouts(model, output, limit, split):
-    sets = {"model": model, "output": output, "limit": limit, "overrides.sums_retry.test_split": split}
+    sets = {"model": model, "output": output, "limit": limit, "overrides.signs.test_split": split}
     words = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     if not (output / "draws.jsonl").exists():
-        call("extratime.train.rollouts", RECIPES / "rollouts/sums_retry.yaml", *words)
+        call("extratime.train.rollouts", RECIPES / "rollouts/signs.yaml", *words)
 
 
 def prefixes(folder, output, select="progress", traces=None):
-    words = ["--config", RECIPES / "mrt_star/sums.yaml", "--rollouts", folder, "--output_dir", output]
+    words = ["--config", RECIPES / "mrt_star/signs.yaml", "--rollouts", folder, "--output_dir", output]
     if not (output / "rows.jsonl").exists():
         call("extratime.train.mrt_star", *words, "--select", select, *(["--traces", traces] if traces else []))
 
 
 def warm_up(args):
     f = args.folder
-    said = ["--config", RECIPES / "sft/sums_retry.yaml", "--output_dir", f / "warm_up", "--report_to", "none"]
+    said = ["--config", RECIPES / "sft/signs.yaml", "--output_dir", f / "warm_up", "--report_to", "none"]
     call("extratime.train.sft", *said, "--max_steps", args.warm_up)
     rollouts(f / "warm_up", f / "rollouts", args.train, "train")
 
@@ -136,10 +138,10 @@ class Arm:
 
 
 def attempts(draw):
-    """Which attempts of a trace end in the right total."""
+    """Which attempts of a trace have the right signs."""
     *tried, _ = draw["response"].split("\n\n") if "Answer:" in draw["response"] else [draw["response"], ""]
-    gold = str(eval(draw["prompt"].removeprefix("Sum: ").strip()))
-    return [attempt.rpartition("=")[2].strip() == gold for attempt in tried] or [False]
+    target = int(draw["prompt"].rpartition("=")[2])
+    return [bool(found := SIGNS.search(attempt)) and eval(found[0]) == target for attempt in tried] or [False]
 
 
 def repeats(draw):
@@ -160,7 +162,7 @@ def noise(args):
     folder = args.folder / "rollouts"
     tasks = mrt_star.open_tasks(folder)
     opened, streams = open_recipe(tasks.recipe), Streams(args.folder / "noise", "0")
-    settings = mrt_star.parse(["--config", str(RECIPES / "mrt_star/sums.yaml"), "--rollouts", str(folder)])
+    settings = mrt_star.parse(["--config", str(RECIPES / "mrt_star/signs.yaml"), "--rollouts", str(folder)])
     found = {}
     for draw in mrt_star.read_draws(folder):
         for context in mrt_star.contexts(draw, tasks, settings, opened):

@@ -19,6 +19,7 @@ from extratime.evaluate.plan import describe
 from extratime.evaluate.report.leaderboard import leaderboard
 from extratime.evaluate.report.read import read
 from extratime.evaluate.run import run_recipe
+from extratime.evaluate.strategies.greedy import greedy
 from extratime.evaluate.tasks.load import OURS, load_tasks
 from extratime.models import manifest
 from extratime.models.judge import Judge
@@ -260,6 +261,22 @@ def test_a_shard_without_documents_is_done_at_once(recipe):
     folder = run_recipe(recipe(), shard=(6, 7))
     assert (folder / "results" / "6-of-7.jsonl").read_text() == ""
     assert (folder / "run-6-of-7.json").is_file() and records(folder) == []
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_what_a_strategy_asks_beside_the_problem_is_a_turn_where_the_problem_is_one(recipe, monkeypatch, chat):
+    asked = {}
+
+    def asking(problem, budget, rng):
+        asked[problem.id] = problem.question, problem.turn(problem.question), problem.prompt
+        return (yield from greedy(problem, budget, rng))
+
+    monkeypatch.setattr("extratime.evaluate.run.bind", lambda spec, known: asking)
+    run_recipe(recipe(strategies=["greedy"], chat=chat, limit=2))
+    assert len(asked) == 2 and all("<|im_start|>" not in question for question, _, _ in asked.values())
+    for question, turn, prompt in asked.values():
+        lead, tail = prompt.text.split(question)
+        assert question.startswith("Sum: ") and turn.text == (lead + question + tail.lstrip() if chat else question)
 
 
 def test_chat_without_a_template_is_refused(recipe, tmp_path):

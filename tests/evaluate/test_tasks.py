@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -13,7 +12,7 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 
 from extratime.evaluate.grid import Scoring, parse
-from extratime.evaluate.tasks import sums_retry
+from extratime.evaluate.tasks import signs
 from extratime.evaluate.tasks.load import load_tasks, reading
 from extratime.evaluate.tasks.sums import document, documents
 
@@ -29,11 +28,12 @@ READ = {
         ("the sum is GOLD", None, 0),
         ("", None, 0),
     ],
-    "sums_retry": [
-        ("1+2=3\n3-9=7\n\nWait, 1+2=3\n3-9=-6\n\nAnswer: GOLD", "GOLD", 1),
-        ("Answer: GOLD\n\nAnswer: 999", "999", 0),
-        ("1+2=GOLD", None, 0),
+    "signs": [
+        ("3+5+1=8+1=9\n\nWait, 3+5-1=8-1=7\n\nAnswer: GOLD", "GOLD", 1),
+        ("Answer: GOLD\n\nAnswer: 3+5-0", "3+5-0", 0),
+        ("3+5-1=8-1=7", None, 0),
         ("Answer:GOLD", None, 0),
+        ("Answer: 7", None, 0),
         ("", None, 0),
     ],
     "gsm8k_cot": [
@@ -200,43 +200,61 @@ def test_every_process_makes_the_same_sums(sums):
     assert done.stdout.strip() == hashlib.sha256(ours.encode()).hexdigest()
 
 
-# --- sums with traces of several attempts
+# --- signs, with traces of several attempts
 
 
 @pytest.fixture(scope="module")
-def retried():
-    return sums_retry.documents(3, 1)["train"]
+def signed():
+    return signs.documents()
 
 
-def outcomes(doc):
-    """Which attempts of a trace are right."""
-    *attempts, _ = doc["solution"].split("\n\n")
-    return [attempt.endswith(f"={doc['answer']}") for attempt in attempts]
+def attempts(doc):
+    """The expressions of a trace, and its answer."""
+    *said, answer = doc["solution"].split("\n\n")
+    return [attempt.removeprefix("Wait, ").partition("=")[0] for attempt in said], answer.removeprefix("Answer: ")
 
 
-def test_a_trace_is_a_chain_of_attempts_and_the_answer_of_the_last(retried):
-    for doc in retried:
-        first, *more = doc["solution"].split("\n\n")
-        *again, answer = more
-        assert len(again) < sums_retry.ATTEMPTS and all(attempt.startswith("Wait, ") for attempt in again)
-        last = again[-1] if again else first
-        assert answer == "Answer: " + last.rpartition("=")[2]
-        wrong = [eval(left) - int(total) for left, total in re.findall(r"^(.*?)=(.*)$", first, re.M)]
-        assert sum(gap != 0 for gap in wrong) == (not outcomes(doc)[0]) and all(abs(gap) <= 2 for gap in wrong)
+def test_exactly_one_choice_of_signs_is_right(signed):
+    for doc in signed["train"]:
+        found = signs.choices(tuple(map(int, doc["numbers"].split())))
+        assert [e for e in found if eval(e) == int(doc["target"])] == [doc["answer"]]
 
 
-def test_attempts_are_right_as_often_as_the_chain_says(retried):
-    chains = [outcomes(doc) for doc in retried]
-    after = {
-        before: [b for chain in chains for a, b in pairwise([None, *chain]) if a is before]
-        for before in (None, True, False)
-    }
-    for before, found in after.items():
-        expected, n = sums_retry.RIGHT[before], len(found)
-        assert abs(sum(found) / n - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
+def test_no_problem_of_signs_is_in_two_splits(signed):
+    problems = [(doc["numbers"], doc["target"]) for docs in signed.values() for doc in docs]
+    assert len(set(problems)) == len(problems) == 2592
+    with pytest.raises(ValueError, match="only 2592 problems of signs exist, not 2593"):
+        signs.documents(train=2001)
+
+
+def test_every_attempt_is_worked_out_without_a_slip(signed):
+    for doc in signed["train"]:
+        first, *again, _ = doc["solution"].split("\n\n")
+        assert all(attempt.startswith("Wait, ") for attempt in again)
+        for line in (first, *(attempt.removeprefix("Wait, ") for attempt in again)):
+            assert len({eval(side) for side in line.split("=")}) == 1
+
+
+def test_wrong_attempts_are_not_repeated_and_the_answer_is_the_last_if_right_or_else_one_not_tried(signed):
+    for doc in signed["train"]:
+        said, answer = attempts(doc)
+        assert len(said) <= signs.ATTEMPTS
+        if said[-1] == doc["answer"]:
+            assert answer == said[-1]
+        elif doc["answer"] not in said:
+            assert len(set(said)) == len(said) and answer not in said
+        else:
+            assert answer != doc["answer"]
+
+
+def test_attempts_are_right_as_often_as_the_chain_says(signed):
+    chains = [[e == doc["answer"] for e in attempts(doc)[0]] for doc in signed["train"]]
+    steps = [pair for chain in chains for pair in pairwise(chain)]
+    first, lost = [chain[0] for chain in chains], [not then for now, then in steps if now]
     stops = [len(chain) == 1 for chain in chains if chain[0]]
-    assert abs(sum(stops) / len(stops) - sums_retry.STOP[True]) < 0.1
+    for found, expected in ((first, signs.FIRST), (lost, signs.LOSE), (stops, signs.STOP[True])):
+        assert abs(sum(found) / len(found) - expected) < 4 * (expected * (1 - expected) / len(found)) ** 0.5
 
 
-def test_the_trace_of_a_sum_is_always_the_same(retried):
-    assert [sums_retry.trace(doc["expression"]) for doc in retried] == retried["solution"]
+def test_the_trace_of_a_problem_of_signs_is_always_the_same(signed):
+    assert signs.documents()["test"].to_list() == signed["test"].to_list()

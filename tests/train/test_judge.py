@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from extratime.evaluate.grid import EngineSpec
 from extratime.evaluate.position_bias import position_bias
+from extratime.evaluate.program import question
 from extratime.models import manifest
 from extratime.models.engines.open import open_engine
-from extratime.models.judge import Judge, check_verdicts, question, rendered, verdict
+from extratime.models.judge import Judge, check_verdicts, rendered, verdict
 from extratime.train import judge_data, judge_grpo, judge_sft, rewards, run
 from extratime.train.judge_data import Pair, balanced, make_pairs, read_pairs, sorted_out
 
