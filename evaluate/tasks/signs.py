@@ -2,16 +2,16 @@
 
     Signs: 3 5 1 = 7
 
-    3+5+1=8+1=9
+    3+5+1=8+1=9 7 no
 
-    Wait, 3+5-1=8-1=7
+    Wait, 3+5-1=8-1=7 7 yes
 
-    Wait, 3+5-1=8-1=7
+    Wait, 3+5-1=8-1=7 7 yes
 
     Answer: 3+5-1
 
-Whether an attempt is right can be seen from it, each wrong one leaves fewer to guess from, and all after a right one
-are in vain. Of the four choices of signs exactly one is right.
+Whether an attempt is right stands at its end, each wrong one leaves fewer to guess from, and all after a right one are
+in vain. Of the four choices of signs exactly one is right.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import zlib
 
 import datasets
 
-ATTEMPTS = 5
+ATTEMPTS = 4
 FIRST = 0.4
 """Probability that the first attempt is right."""
 STOP = {False: 0.1, True: 0.4}
@@ -72,9 +72,11 @@ def document(numbers: tuple[int, int, int], answer: str) -> dict[str, str]:
     return {"numbers": said, "target": total(answer), "answer": answer, "solution": trace(numbers, answer)}
 
 
-def attempt(expression: str) -> str:
-    """`3+5-1` worked out: `3+5-1=8-1=7`."""
-    return f"{expression}={total(expression[:3])}{expression[3:]}={total(expression)}"
+def attempt(expression: str, target: str) -> str:
+    """`3+5-1` worked out and held to the target: `3+5-1=8-1=7 7 yes`."""
+    result = total(expression)
+    told = "yes" if result == target else "no"
+    return f"{expression}={total(expression[:3])}{expression[3:]}={result} {target} {told}"
 
 
 def total(expression: str) -> str:
@@ -91,8 +93,7 @@ def trace(numbers: tuple[int, int, int], answer: str) -> str:
         said.append(_after(said, answer, left, rng))
     untried = [e for e in left if e not in said]
     told = said[-1] if said[-1] == answer or not untried else rng.choice(untried)
-    lines = [attempt(said[0]), *(f"Wait, {attempt(expression)}" for expression in said[1:]), f"Answer: {told}"]
-    return "\n\n".join(lines)
+    return "\n\nWait, ".join(attempt(e, total(answer)) for e in said) + f"\n\nAnswer: {told}"
 
 
 def _after(said: list[str], answer: str, every: list[str], rng: random.Random) -> str:

@@ -30,7 +30,7 @@ from extratime.evaluate.position_bias import position_bias
 from extratime.evaluate.program import Answer, Problem, gather
 from extratime.evaluate.schedule import Cell, Schedule
 from extratime.evaluate.streams import Streams
-from extratime.evaluate.tasks.sums import document
+from extratime.evaluate.tasks.sums import documents
 from extratime.evaluate.verifiers.generative import Bench, opinion
 from extratime.models.engines.open import open_engine
 from extratime.models.judge import Judge
@@ -38,7 +38,8 @@ from extratime.models.manifest import write_text
 from extratime.models.request import Completion, Prompt, Work
 from extratime.train.judge_data import make_pairs, read_graded
 
-TASKS = ["sums_easy", "sums_medium"]
+TASKS = {"sums_easy": (3, 1), "sums_medium": (2, 2)}
+"""With terms and digits."""
 WAYS = {"direct": 0, "reasoned": 1}
 """How a greedy verdict comes about, as votes: read at once, or after reasoning."""
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -47,7 +48,7 @@ JUDGE = Judge(
     pairwise="A: {first}\nB: {second}\n{problem}",
     opener="\nSo:",
     form="pairwise",
-    max_tokens=48,
+    max_tokens=72,
     chat=False,
 )
 """As in recipes/judge_sft/sums.yaml."""
@@ -74,21 +75,61 @@ def overrides(sets):
 def rollouts(args):
     """Draws of training problems."""
     split = {task: {"test_split": "train"} for task in TASKS}
-    sets = {"model": str(args.model), "tasks": TASKS, "overrides": split, "limit": args.train}
+    sets = {"model": str(args.model), "tasks": list(TASKS), "overrides": split, "limit": args.train}
     sets["output"] = str(args.folder / "rollouts")
     call("extratime.train.rollouts", RECIPES / "rollouts/sums.yaml", *overrides(sets))
 
 
-def solution(question):
-    """The right steps of a sum such as "Sum: 3+4-5"."""
-    expression = question.removeprefix("Sum: ")
-    return document(re.sub(r"(?<=\d)([+-])", r" \1 ", expression))["solution"]
+def terms(question):
+    """The terms of a sum such as "Sum: 13+4-5": 13, +4, -5."""
+    return re.findall(r"[+-]?\d+", question.removeprefix("Sum: "))
+
+
+def worked(question):
+    """A sum worked out digit by digit: no line of a candidate is like it, so that there is nothing to copy."""
+    first, *rest = terms(question)
+    total, lines = int(first), []
+    for term in rest:
+        result = total + int(term)
+        lines.append(f"{total}{term}: {digits(total, int(term))} = {result}")
+        total = result
+    return "\n".join(lines)
+
+
+def digits(x, y):
+    """Sum of x and y from the last digit on: 98 and 87 make "8+7=15 9+8+1=18", 31 and -36 make "6-1=5 3-3=0"."""
+    a, b, step = abs(x), abs(y), added
+    if (x < 0) != (y < 0):
+        a, b, step = max(a, b), min(a, b), taken
+    said, carry = [], 0
+    while a or b or not said:
+        text, carry = step(a % 10, b % 10, carry)
+        said.append(text)
+        a, b = a // 10, b // 10
+    return " ".join(said)
+
+
+def added(a, b, carry):
+    total = a + b + carry
+    return f"{a}+{b}{'+1' * carry}={total}", total // 10
+
+
+def taken(a, b, borrowed):
+    lent = int(a - borrowed < b)
+    return f"{a + 10 * lent}-{b}{'-1' * borrowed}={a + 10 * lent - b - borrowed}", lent
+
+
+def learn_digits(args):
+    """The model that judge and control begin with."""
+    docs = [doc for shape in TASKS.values() for doc in documents(*shape)["train"]]
+    rows = [{"prompt": f"Sum: {d['expression']}", "completion": f"\n{worked(d['expression'])}"} for d in docs]
+    learn(args, "sft", RECIPES / "sft/digits.yaml", args.model, "digits", rows)
 
 
 def traces(args, shuffled):
-    """Prompt and completion rows, both forms and both orders: recompute, say what the candidates end with, decide.
+    """Prompt and completion rows, both forms and both orders: work it out, hold the candidates to it, decide.
 
-    What is recomputed is right in the control as well: only its verdicts are given out by chance.
+    What is worked out is right in the control as well: only its verdicts are given out by chance.
     """
     rng = random.Random(0)
     pairs = make_pairs(read_graded(args.folder / "rollouts/draws.jsonl"), 2, rng)
@@ -97,24 +138,29 @@ def traces(args, shuffled):
         for place, form in enumerate(("pairwise", "pairwise", "pairwise", "pointwise")):
             prompt, label = pair.prompts(JUDGE, form)[(number + place) % 2]
             texts = (pair.right, pair.wrong) if label == 0 else (pair.wrong, pair.right)
-            thought = f"\n{solution(pair.question)}{ends(form, *texts)}"
+            thought = f"\n{worked(pair.question)}{held(worked(pair.question), texts, form)}"
             label = rng.randrange(2) if shuffled else label
             rows.append({"prompt": prompt, "completion": thought + JUDGE.opener + JUDGE.verdicts(form)[label]})
     rng.shuffle(rows)
     return rows
 
 
-def ends(form, one, other):
-    """The answers of the candidates, said anew beside one's own: then only numbers next to each other are compared."""
-    first, second = (text.rpartition("=")[2].strip() for text in (one, other))
-    return f"\nA {first} B {second}" if form == "pairwise" else f"\nTold {first}"
+def held(working, texts, form):
+    """What each candidate ends with beside what was worked out, and whether they agree."""
+    names, result = {"pairwise": "AB", "pointwise": ["Told"]}[form], working.rpartition(" ")[2]
+    told = [text.rpartition("=")[2].strip() for text in texts]
+    return "".join(f"\n{n} {t} {result} {'yes' if t == result else 'no'}" for n, t in zip(names, told, strict=False))
 
 
 def sft(args, name, shuffled=False):
+    learn(args, "judge_sft", RECIPES / "judge_sft/sums.yaml", args.folder / "digits", name, traces(args, shuffled))
+
+
+def learn(args, recipe, config, model, name, rows):
     data = args.folder / f"{name}.jsonl"
-    write_text(data, "".join(json.dumps(row) + "\n" for row in traces(args, shuffled)))
-    out = ["--model", args.model, "--data", data, "--output_dir", args.folder / name]
-    call("extratime.train.judge_sft", "--config", RECIPES / "judge_sft/sums.yaml", *out, **KEEP_MEMORY)
+    write_text(data, "".join(json.dumps(row) + "\n" for row in rows))
+    out = ["--model", model, "--data", data, "--output_dir", args.folder / name]
+    call(f"extratime.train.{recipe}", "--config", config, *out, **KEEP_MEMORY)
 
 
 def grpo(args):
@@ -128,7 +174,7 @@ def grpo(args):
 def test_draws(args):
     """Draws of test problems."""
     split = {task: {"test_split": "test"} for task in TASKS}
-    sets = {"model": str(args.model), "tasks": TASKS, "overrides": split, "limit": args.test}
+    sets = {"model": str(args.model), "tasks": list(TASKS), "overrides": split, "limit": args.test}
     sets["output"] = str(args.folder / "test")
     call("extratime.train.rollouts", RECIPES / "rollouts/sums.yaml", *overrides(sets))
 
@@ -301,7 +347,7 @@ def grid(args, best):
     ]
     duel = {"form": "pairwise", "votes": 1, "tournament": "knockout", "temperature": 0.0}
     found.append({"best_of_n": {"verify": {"generative": duel}, "label": "judge, knockout"}})
-    recipe = {"model": str(args.model), "judge": {"model": str(args.folder / best), "slots": 96}, "tasks": TASKS}
+    recipe = {"model": str(args.model), "judge": {"model": str(args.folder / best), "slots": 96}, "tasks": list(TASKS)}
     recipe |= {"limit": args.grid, "chat": False, "budgets": [8], "engine": {"slots": 96}, "strategies": found}
     recipe["output"] = str(folder)
     write_text(args.folder / "grid.yaml", json.dumps(recipe))
@@ -339,6 +385,7 @@ def arguments():
 def main():
     args = arguments()
     rollouts(args)
+    learn_digits(args)
     sft(args, "sft")
     sft(args, "control", shuffled=True)
     test_draws(args)

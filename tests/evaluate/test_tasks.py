@@ -29,9 +29,9 @@ READ = {
         ("", None, 0),
     ],
     "signs": [
-        ("3+5+1=8+1=9\n\nWait, 3+5-1=8-1=7\n\nAnswer: GOLD", "GOLD", 1),
+        ("3+5+1=8+1=9 7 no\n\nWait, 3+5-1=8-1=7 7 yes\n\nAnswer: GOLD", "GOLD", 1),
         ("Answer: GOLD\n\nAnswer: 3+5-0", "3+5-0", 0),
-        ("3+5-1=8-1=7", None, 0),
+        ("3+5-1=8-1=7 7 yes", None, 0),
         ("Answer:GOLD", None, 0),
         ("Answer: 7", None, 0),
         ("", None, 0),
@@ -232,7 +232,10 @@ def test_every_attempt_is_worked_out_without_a_slip(signed):
         first, *again, _ = doc["solution"].split("\n\n")
         assert all(attempt.startswith("Wait, ") for attempt in again)
         for line in (first, *(attempt.removeprefix("Wait, ") for attempt in again)):
-            assert len({eval(side) for side in line.split("=")}) == 1
+            sides, target, told = line.split(" ")
+            results = {eval(side) for side in sides.split("=")}
+            assert target == doc["target"] and told == ("yes" if results == {int(target)} else "no")
+            assert len(results) == 1
 
 
 def test_wrong_attempts_are_not_repeated_and_the_answer_is_the_last_if_right_or_else_one_not_tried(signed):
