@@ -219,17 +219,19 @@ def ranking(name, found):
     reward, right, place = steps[:, 0], steps[:, 1], steps[:, 2]
     area = auroc_ci([[s[0] for s in e] for e in found], [[s[1] for s in e] for e in found], np.random.default_rng(0))
     note = f"95 % [{area.low:.3f}, {area.high:.3f}], {len(steps)} steps, {right.mean():.0%} right"
-    if name == "shuffled":
-        yield row("shuffled: AUROC of steps", area.value, "0.5 ± 0.05", abs(area.value - 0.5) <= 0.05, note)
-        tied = tied_auroc(reward, right)
-        yield row(f"shuffled: AUROC, leads under {TIE} tie", tied, "0.5 ± 0.05", abs(tied - 0.5) <= 0.05)
-        yield row("shuffled: standard deviation of rewards", reward.std())
-        return
-    yield at_least(f"{name}: AUROC of steps", area.value, 0.9, note)
-    yield row(f"{name}: AUROC, leads under {TIE} tie", tied_auroc(reward, right))
     last = [np.array([(s[0], s[1]) for s in each if s[2] == s[3]]).T for each in found]
     within = within_question_auroc([x[0] for x in last], [x[1] for x in last], np.random.default_rng(0))
     told = f"95 % [{within.low:.3f}, {within.high:.3f}], {within.questions} problems with both kinds"
+    if name == "shuffled":
+        tied = tied_auroc(reward, right)
+        yield row(f"shuffled: AUROC, leads under {TIE} tie", tied, "0.5 ± 0.05", abs(tied - 0.5) <= 0.05)
+        holds = within.low <= 0.5 <= within.high
+        yield row("shuffled: AUROC within problems, last steps", within.value, "interval around 0.5", holds, told)
+        spread = f"standard deviation of rewards {reward.std():.3f}; {note}"
+        yield row("shuffled: AUROC of steps, without ties", area.value, note=spread)
+        return
+    yield at_least(f"{name}: AUROC of steps", area.value, 0.9, note)
+    yield row(f"{name}: AUROC, leads under {TIE} tie", tied_auroc(reward, right))
     yield row(f"{name}: AUROC within problems, last steps", within.value, note=told)
     best = max(np.mean((reward >= cut) == right) for cut in np.quantile(reward, np.linspace(0, 1, 101)))
     note = f"{best:.3f} at the best cut"
