@@ -289,8 +289,16 @@ def bias(name, verdicts):
     yield row(f"{name}: parse rate", told.parsed)
 
 
+def reinforcement(args, pairs, before):
+    """What reinforcement made of verdicts, and of forced thinking."""
+    grpo(args)
+    after = greedy(args, pairs, "grpo")["grpo", "reasoned"]
+    yield from bias("grpo, reasoned", after)
+    yield from reinforced(before, after)
+    yield from thinking(args, pairs[: args.some])
+
+
 def reinforced(before, after):
-    """What reinforcement made of verdicts."""
     d = difference("consistent accuracy, SFT → + RL", consistent(after), consistent(before), must="gain")
     yield d | {"bar": "≥ +0.08, interval > 0", "holds": d["holds"] and d["value"] >= 0.08}
     old, new = (position_bias(*zip(*verdicts, strict=True)) for verdicts in (before, after))
@@ -316,15 +324,16 @@ def thinking(args, pairs):
 
 def votes(args, pairs, best):
     """K votes, pairwise and pointwise; AUROC of P(Yes)."""
+    most = args.votes
     with Judged(args.folder / "judged", args.folder / best, pairs) as judged:
-        k = {n: accuracy(judged.verdicts("pairwise", pairs, votes=n, temperature=1.0, soft=True)) for n in (1, 8)}
-        yield difference(f"{best}, pairwise: 8 votes − 1", k[8], k[1], must="gain")
-        scores = {n: judged.opinions("pointwise", pairs, votes=n, temperature=1.0, soft=True) for n in (0, 1, 8)}
+        told = {n: judged.verdicts("pairwise", pairs, votes=n, temperature=1.0, soft=True) for n in (1, most)}
+        yield difference(f"{best}, pairwise: {most} votes − 1", *map(accuracy, (told[most], told[1])), must="gain")
+        scores = {n: judged.opinions("pointwise", pairs, votes=n, temperature=1.0, soft=True) for n in (0, 1, most)}
         found = {n: area(said) for n, said in scores.items()}
-        yield at_least("AUROC of P(Yes), 8 reasoned votes", found[8], 0.8)
+        yield at_least(f"AUROC of P(Yes), {most} reasoned votes", found[most], 0.8)
         yield row("AUROC of P(Yes), one reasoned vote", found[1])
         yield row("AUROC of P(Yes), direct", found[0])
-        yield at_least("AUROC, 8 votes − direct", found[8] - found[0], 0.03)
+        yield at_least(f"AUROC, {most} votes − direct", found[most] - found[0], 0.03)
         work = judged.ledger.computed.get("judge", Work())
         yield row("judge tokens drawn for these rows", work.decode, note=f"{work.prefill} read, {work.cached} cached")
 
@@ -338,7 +347,8 @@ def area(said):
 def grid(args, best):
     """Best-of-8 by the judge beside likelihood, majority, and majority at the judge's compute."""
     folder = args.folder / "grid"
-    ways = {"direct": {}, "1 vote": {"votes": 1}, "8 votes": {"votes": 8}}
+    many = f"{args.votes} votes"
+    ways = {"direct": {}, "1 vote": {"votes": 1}, many: {"votes": args.votes}}
     found = [{"self_consistency": {"budgets": [8, 16, 32]}}]
     found += [{"best_of_n": {"verify": v, "label": v}} for v in ("likelihood", "oracle")]
     found += [
@@ -363,10 +373,11 @@ def grid(args, best):
         note = f"tokens a problem: {policy:.1f} of the policy, {judge:.1f} of the judge; {len(problems)} problems"
         yield row(f"accuracy, {key[0]} at {key[1]}", np.mean(scores[key]), note=note)
     for key in (("likelihood", 8), ("self_consistency", 8), ("self_consistency", 32)):
-        name = f"best-of-8 by 8 votes − {key[0]} at {key[1]}"
-        yield difference(name, scores["judge, 8 votes", 8], scores[key], must="gain")
-    gain = np.mean(scores["judge, 8 votes", 8]) - np.mean(scores["judge, 1 vote", 8])
-    yield at_least("best-of-8: 8 votes − 1 vote", gain, 0.02)
+        yield difference(
+            f"best-of-8 by {many} − {key[0]} at {key[1]}", scores[f"judge, {many}", 8], scores[key], must="gain"
+        )
+    gain = np.mean(scores[f"judge, {many}", 8]) - np.mean(scores["judge, 1 vote", 8])
+    yield at_least(f"best-of-8: {many} − 1 vote", gain, 0.02)
 
 
 def arguments():
@@ -378,6 +389,10 @@ def arguments():
     parser.add_argument("--pairs", type=int, default=200, help="test pairs")
     parser.add_argument("--some", type=int, default=100, help="test pairs for votes and forced thinking")
     parser.add_argument("--grid", type=int, default=40, help="test problems of each task for best-of-8")
+    parser.add_argument("--votes", type=int, default=8, help="judgements of each response in best-of-8")
+    parser.add_argument(
+        "--best", choices=["sft", "grpo"], default="grpo", help="the judge to use; sft: no reinforcement"
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -393,12 +408,11 @@ def main():
     found = greedy(args, pairs, "untrained", "sft", "control")
     rows = list(supervised(found))
     show(rows, args.json)
-    grpo(args)
-    after = greedy(args, pairs, "grpo")
-    rows += bias("grpo, reasoned", after["grpo", "reasoned"])
-    rows += reinforced(found["sft", "reasoned"], after["grpo", "reasoned"])
-    show(rows, args.json)
-    for more in (thinking(args, pairs[: args.some]), votes(args, pairs[: args.some], "grpo"), grid(args, "grpo")):
+    for more in (
+        reinforcement(args, pairs, found["sft", "reasoned"]) if args.best == "grpo" else (),
+        grid(args, args.best),
+        votes(args, pairs[: args.some], args.best),
+    ):
         rows += more
         show(rows, args.json)
 
