@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
+from scipy.integrate import quad
+from scipy.special import betainc, gammainc, gammaincinv
+
 from extratime.evaluate.program import Answer, Problem, standing
 from extratime.models.request import Completion
 
@@ -50,6 +53,35 @@ def elect(problem: Problem, responses: Sequence[Completion], weights: Sequence[f
     members = [i for i, vote in enumerate(votes) if vote == winner]
     chosen = max(members, key=lambda i: (standing(responses[i]), _finite(weights[i]), -i))
     return Answer(responses[chosen], tuple(responses), tuple(weights), why if counts else "nobody voted")
+
+
+def beta_confidence(counts: Sequence[float]) -> float:
+    """P(the leader is likelier than its first rival | votes), all else ignored (arXiv 2305.11860, §3, "Beta").
+
+    P(p > ½) for p ~ Beta(a + 1, b + 1), a and b the votes of the two leading answers; ½ before any vote.
+    """
+    first, second = _leaders(counts)[:2]
+    return float(betainc(second + 1, first + 1, 0.5))
+
+
+def dirichlet_confidence(counts: Sequence[float]) -> float:
+    """P(the leader is the likeliest answer | votes), for p ~ Dirichlet(votes + 1) (arXiv 2305.11860, §3).
+
+    One answer alone has an unseen rival without votes. Exact where the authors' code samples: Dirichlet shares are
+    Gamma variables over their sum, so this is ∫ f₁(x) Π F_j(x) dx, here over u = F₁(x).
+    """
+    first, *rivals = _leaders(counts)
+
+    def all_below(u: float) -> float:
+        x = gammaincinv(first + 1, u)
+        return math.prod(float(gammainc(rival + 1, x)) for rival in rivals)
+
+    return float(quad(all_below, 0.0, 1.0)[0])
+
+
+def _leaders(counts: Sequence[float]) -> list[float]:
+    """Votes from most to least; at least two answers."""
+    return sorted([*counts, *[0.0] * (2 - len(counts))], reverse=True)
 
 
 def _finite(weight: float) -> float:

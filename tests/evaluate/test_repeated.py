@@ -1,0 +1,206 @@
+"""Repeated sampling: when to stop, who votes, and with what weight; each against its exact law."""
+
+import functools
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+from toy import ToyEngine, p_value, problem, run, told
+
+from extratime.evaluate.schedule import Cell
+from extratime.evaluate.strategies.adaptive_consistency import adaptive_consistency
+from extratime.evaluate.strategies.early_stopping_consistency import early_stopping_consistency
+from extratime.evaluate.strategies.self_consistency import self_consistency
+from extratime.evaluate.vote import beta_confidence, dirichlet_confidence
+from extratime.models.request import Completion, Sample
+
+P = problem(max_tokens=12)
+RUNS = 250
+THREE = {"1": 0.5, "2": 0.3, "3": 0.2}
+
+
+def response(text, finish="eos", n_tokens=6, **fields):
+    return Completion(P.prompt, text, n_tokens, finish=finish, **fields)
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def fed(program, texts):
+    """Feed a program that only samples with responses of given texts: sizes of its requests, and what it returned."""
+    texts, asked = iter(texts), []
+    request = next(program)
+    while True:
+        assert isinstance(request, Sample) and not request.along
+        asked.append(request.n)
+        try:
+            request = program.send([response(next(texts)) for _ in range(request.n)])
+        except StopIteration as stop:
+            return asked, stop.value
+
+
+def answers(law):
+    """A model that answers at once."""
+    return told(lambda text: {"": 1.0} if text else {f"={answer}": p for answer, p in law.items()})
+
+
+def repeated(strategy, budget, law, n=RUNS, max_tokens=4, **fields):
+    cells = [Cell(f"{i}", problem(max_tokens=max_tokens, **fields), strategy, budget, replicate=i) for i in range(n)]
+    return run(ToyEngine(law, slots=64), cells)
+
+
+def right(results):
+    return sum(result.cell.problem.correct(result.answer.response.text) for result in results)
+
+
+def within(successes, p, n=RUNS):
+    """Whether a count is inside the central 99.9 % of its binomial law."""
+    return binom.ppf(0.0005, n, p) <= successes <= binom.ppf(0.9995, n, p)
+
+
+def elected(votes):
+    """The plurality of votes, "" is none; ties go to the answer that appeared first."""
+    votes = [vote for vote in votes if vote] or [""]
+    counts = Counter(votes)
+    return next(vote for vote in votes if counts[vote] == max(counts.values()))
+
+
+def outcomes(law, n):
+    """Each row of n independent answers, and its probability."""
+    for row in itertools.product(law, repeat=n):
+        yield row, math.prod(law[answer] for answer in row)
+
+
+# --- adaptive consistency
+
+
+def coin(a, b):
+    """P(Beta(a + 1, b + 1) > ½) for whole numbers: at most a heads in a + b + 1 throws of a fair coin."""
+    return sum(math.comb(a + b + 1, i) for i in range(a + 1)) / 2 ** (a + b + 1)
+
+
+@pytest.mark.parametrize("counts", [(1,), (4,), (3, 1), (1, 3), (5, 5), (0, 0), (12, 4, 4, 1), (2, 7, 1)])
+def test_beta_confidence_is_the_law_of_a_coin(counts):
+    first, second = sorted([*counts, 0], reverse=True)[:2]
+    assert beta_confidence(counts) == pytest.approx(coin(first, second), abs=1e-12)
+
+
+def test_before_any_vote_nothing_leads():
+    assert [beta_confidence([]), dirichlet_confidence([])] == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("counts", [(1,), (6,), (3, 1), (2, 2), (30, 12)])
+def test_of_two_answers_dirichlet_is_beta(counts):
+    assert dirichlet_confidence(counts) == pytest.approx(beta_confidence(counts), abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 9])
+def test_dirichlet_confidence_by_hand(n):
+    """Leader n votes, two rivals none: a Gamma(n + 1) above both of two exponentials, by inclusion and exclusion."""
+    assert dirichlet_confidence((0, n, 0)) == pytest.approx(1 - 2 / 2 ** (n + 1) + 1 / 3 ** (n + 1), abs=1e-9)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5, 20])
+def test_equal_answers_lead_equally(k):
+    assert dirichlet_confidence([3] * k) == pytest.approx(1 / k, abs=1e-9)
+
+
+def test_dirichlet_confidence_agrees_with_draws():
+    shares = rng().dirichlet(np.array([6, 3, 3, 1]) + 1, size=40_000)
+    seen = np.mean(shares.argmax(axis=1) == 0)
+    assert dirichlet_confidence([3, 6, 1, 3]) == pytest.approx(seen, abs=4 * 0.5 / 200)
+    assert dirichlet_confidence([3, 6, 1, 3]) < beta_confidence([3, 6, 1, 3])
+
+
+@pytest.mark.parametrize(
+    ("said", "draws"),
+    [
+        ("1111", 4),  # 1 − 2⁻⁵ = 0.969; three that agree are 0.9375
+        ("2111111", 7),  # Beta(7, 2): 247/256 = 0.965; Beta(6, 2): 0.9375
+        ("12121212", 8),
+        ("1...11.1", 8),
+    ],
+)
+def test_adaptive_consistency_stops_when_the_majority_is_sure(said, draws):
+    program = adaptive_consistency(P, 8, rng())
+    asked, answer = fed(program, [f"={c}" if c != "." else "nothing" for c in said])
+    assert asked == [1] * draws and len(answer.pool) == draws and answer.response.text == "=1"
+
+
+def test_many_rivals_are_heeded_by_dirichlet_only():
+    """Beta asks whether one rival will pass the leader; Dirichlet, whether any of four will."""
+    said = ["=2", "=3", "=4", "=5", *["=1"] * 12]
+    draws = {rule: sum(fed(adaptive_consistency(P, 16, rng(), rule), said)[0]) for rule in ("beta", "dirichlet")}
+    assert draws["beta"] == 4 + 6 < draws["dirichlet"] < 16
+
+
+def stopped(row, threshold):
+    """How many draws the published rule makes of a row of answers."""
+    for n in range(1, len(row)):
+        counts = sorted([*Counter(vote for vote in row[:n] if vote).values(), 0, 0], reverse=True)
+        if coin(*counts[:2]) >= threshold:
+            return n
+    return len(row)
+
+
+@pytest.mark.parametrize(("law", "threshold"), [(THREE, 0.9), (THREE | {"1": 0.3, "": 0.2}, 0.8)])
+def test_adaptive_consistency_has_its_law(law, threshold):
+    """Law of the number of draws and of the answer, by enumeration of all rows; draws that are saved cost nothing."""
+    budget, draws, chance = 7, Counter(), 0.0
+    for row, p in outcomes(law, budget):
+        n = stopped(row, threshold)
+        draws[n] += p
+        chance += p * (elected(row[:n]) == "1")
+    results = repeated(functools.partial(adaptive_consistency, threshold=threshold), budget, answers(law))
+    assert p_value((len(r.answer.pool) for r in results), draws) > 1e-3
+    assert within(right(results), chance)
+    for result, full in zip(results, repeated(self_consistency, budget, answers(law)), strict=True):
+        used = len(result.answer.pool)
+        assert result.answer.pool == full.answer.pool[:used]
+        assert result.cost.generated == result.cost.sequential == 2 * used and result.cost.requests == used
+    assert draws[budget] < 0.9
+
+
+# --- early-stopping self-consistency
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "answer"),
+    [
+        ("111", [3], "1"),
+        ("121222", [3, 3], "2"),
+        ("...222", [3, 3], "2"),  # a window without answers is not of one mind
+        (".11.11.1", [3, 3, 2], "1"),
+        ("112111", [3, 3], "1"),
+    ],
+)
+def test_early_stopping_draws_window_by_window(said, asked, answer):
+    program = early_stopping_consistency(P, 8, rng(), window=3)
+    sizes, found = fed(program, [f"={c}" if c != "." else "nothing" for c in said])
+    assert sizes == asked and found.response.text == f"={answer}" and len(found.pool) == sum(asked)
+
+
+def test_all_windows_vote_not_the_last_one_alone():
+    """Three votes each at the end; the window that stopped the drawing says 2, but 1 appeared first."""
+    _, answer = fed(early_stopping_consistency(P, 12, rng(), window=2), [f"={c}" for c in "12131322"])
+    assert answer.response.text == "=1"
+
+
+@pytest.mark.parametrize("law", [THREE, {"1": 0.5, "2": 0.2, "": 0.3}])
+def test_early_stopping_has_its_law(law):
+    """Windows until one agrees: geometric, cut at the budget; each draw is paid for, and no other."""
+    window, budget = 2, 6
+    agree = sum(p**window for answer, p in law.items() if answer)
+    draws = {2: agree, 4: (1 - agree) * agree, 6: (1 - agree) ** 2}
+    chance = sum(
+        p * (elected(row[: next((n for n in (2, 4) if row[n - 1] and row[n - 2] == row[n - 1]), 6)]) == "1")
+        for row, p in outcomes(law, budget)
+    )
+    results = repeated(functools.partial(early_stopping_consistency, window=window), budget, answers(law))
+    assert p_value((len(r.answer.pool) for r in results), draws) > 1e-3
+    assert within(right(results), chance)
+    assert all(r.cost.generated == 2 * len(r.answer.pool) for r in results)
