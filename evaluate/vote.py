@@ -55,6 +55,16 @@ def elect(problem: Problem, responses: Sequence[Completion], weights: Sequence[f
     return Answer(responses[chosen], tuple(responses), tuple(weights), why if counts else "nobody voted")
 
 
+def elect_among(problem: Problem, responses: Sequence[Completion], voters: Sequence[bool], why: str) -> Answer:
+    """The answer that most of the voters give; all responses vote if there are no voters.
+
+    Ties go to the answer that appeared first among the voters. The weights say who voted.
+    """
+    some = [r for r, votes in zip(responses, voters, strict=True) if votes] or responses
+    chosen = elect(problem, some, [1.0] * len(some), why)
+    return Answer(chosen.response, tuple(responses), tuple(map(float, voters)), chosen.why)
+
+
 def beta_confidence(counts: Sequence[float]) -> float:
     """P(the leader is likelier than its first rival | votes), all else ignored (arXiv 2305.11860, §3, "Beta").
 

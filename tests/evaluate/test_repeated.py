@@ -7,12 +7,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.integrate import quad
+from scipy.stats import binom, norm
 from toy import ToyEngine, p_value, problem, run, told
 
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.strategies.adaptive_consistency import adaptive_consistency
 from extratime.evaluate.strategies.early_stopping_consistency import early_stopping_consistency
+from extratime.evaluate.strategies.first_finish import first_finish
+from extratime.evaluate.strategies.last_finish import last_finish
 from extratime.evaluate.strategies.self_consistency import self_consistency
 from extratime.evaluate.vote import beta_confidence, dirichlet_confidence
 from extratime.models.request import Completion, Sample
@@ -204,3 +207,110 @@ def test_early_stopping_has_its_law(law):
     assert p_value((len(r.answer.pool) for r in results), draws) > 1e-3
     assert within(right(results), chance)
     assert all(r.cost.generated == 2 * len(r.answer.pool) for r in results)
+
+
+# --- first and last finish
+
+
+def pooled(program, pool):
+    """Answer a program's one sample with `pool`."""
+    next(program)
+    with pytest.raises(StopIteration) as stop:
+        program.send(pool)
+    return stop.value.value
+
+
+def sized(spec):
+    """Responses from words such as 5=1 (five tokens, answer 1), 5= (no answer) and 5~ (never ended)."""
+    return [
+        response(word, "length" if word[-1] == "~" else "eos", int(word.partition("=")[0].rstrip("~")))
+        for word in spec.split()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pool", "k", "text", "voters"),
+    [
+        ("5=1 7=2 9=3", 1, "9=3", "001"),
+        ("5=1 7=2 9=3 8=2", 3, "7=2", "0111"),
+        ("9=3 5=1 9=2 9=2", 1, "9=2", "1011"),  # ties in length all vote
+        ("5=1 9=2 7=1 9=3", 2, "9=2", "0101"),  # a tied vote goes to the first of the voters
+        ("5=1 7=2 9= 9~", 1, "7=2", "0110"),  # what has no answer is not ranked
+        ("5=1 7=1 9=3", 9, "5=1", "111"),
+        ("5= 7~", 1, "5=", "10"),
+        ("5~ 7~", 1, "5~", "00"),
+    ],
+)
+def test_last_finish_is_a_vote_of_the_longest(pool, k, text, voters):
+    answer = pooled(last_finish(P, len(pool.split()), rng(), k), sized(pool))
+    assert answer.response.text == text and answer.weights == tuple(map(float, voters))
+
+
+def trace(text):
+    """Short with probability 0.3 and then right in 0.8, else long and right in 0.3."""
+    if "=" in text:
+        return {"": 1.0}
+    states = {"": {"s": 0.3, "l": 0.7}, "s": {"=1": 0.8, "=2": 0.2}, "lll": {"=1": 0.3, "=2": 0.7}}
+    return states.get(text, {"l": 1.0})
+
+
+TRACES = {(3, "1"): 0.24, (3, "2"): 0.06, (5, "1"): 0.21, (5, "2"): 0.49}
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 1), (4, 1), (4, 2), (4, 4)])
+def test_last_finish_has_the_law_of_a_vote_of_the_longest(n, k):
+    chance = 0.0
+    for row, p in outcomes(TRACES, n):
+        cutoff = sorted(length for length, _ in row)[-k]
+        chance += p * (elected([answer for length, answer in row if length >= cutoff]) == "1")
+    results = repeated(functools.partial(last_finish, k=k), n, told(trace), max_tokens=6)
+    assert within(right(results), chance)
+    assert all(r.cost.generated == sum(x.n_tokens for x in r.answer.pool) for r in results)
+    if n == k:
+        votes = repeated(self_consistency, n, told(trace), max_tokens=6)
+        assert [r.answer.response for r in results] == [r.answer.response for r in votes]
+
+
+@pytest.mark.parametrize(("n", "accuracy"), [(1, 0.450), (2, 0.555), (4, 0.680), (8, 0.771), (16, 0.798)])
+def test_first_finish_takes_a_short_one_if_there_is_one(n, accuracy):
+    """0.8·(1 − 0.7ⁿ) + 0.3·0.7ⁿ, where a tie in length goes to one of them."""
+    exact = 0.8 * (1 - 0.7**n) + 0.3 * 0.7**n
+    assert exact == pytest.approx(accuracy, abs=5e-4)
+    draw, rows = rng(), 2000
+    hits = 0
+    for _ in range(rows):
+        short = draw.random(n) < 0.3
+        wins = draw.random(n) < np.where(short, 0.8, 0.3)
+        lengths = np.where(short, 3000, 5000) + np.arange(n)  # no two alike, so that one alone votes
+        pool = sized(" ".join(f"{size}={1 if won else 2}" for size, won in zip(lengths, wins, strict=True)))
+        hits += pooled(first_finish(P, n, rng(), chunk=6000), pool).response.text.endswith("=1")
+    assert within(hits, exact, rows)
+
+
+SHAPES = {
+    "short is right": (((8, 2), (12, 2)), {1: 0.400, 4: 0.793, 16: 0.968, 64: 0.994}),
+    "wrong is wider": (((8, 2), (12, 6)), {1: 0.400, 4: 0.518, 16: 0.267, 64: 0.040}),
+    "long is right": (((12, 2), (8, 2)), {64: 0.002}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_first_finish_on_normal_lengths_rises_or_falls_with_the_lower_tail(shape):
+    """P(right) = ∫ n·p·f_c(x)·(1 − G(x))ⁿ⁻¹ dx with G = p·F_c + (1 − p)·F_w and p = 0.4."""
+    ((right_mean, right_sd), (wrong_mean, wrong_sd)), published = SHAPES[shape]
+    correct, wrong, p, draw = norm(right_mean, right_sd), norm(wrong_mean, wrong_sd), 0.4, rng()
+    for n, accuracy in published.items():
+
+        def density(x, n=n):
+            return n * p * correct.pdf(x) * (p * correct.sf(x) + (1 - p) * wrong.sf(x)) ** (n - 1)
+
+        exact = quad(density, -40, 60, points=[-20, -10, 0, 10, 20], limit=500)[0]
+        assert exact == pytest.approx(accuracy, abs=1e-3)
+        hits, rows = 0, 400
+        for _ in range(rows):
+            wins = draw.random(n) < p
+            x = np.where(wins, draw.normal(right_mean, right_sd, n), draw.normal(wrong_mean, wrong_sd, n))
+            lengths = np.rint(1000 * (x + 100)).astype(int)
+            pool = sized(" ".join(f"{size}={1 if won else 2}" for size, won in zip(lengths, wins, strict=True)))
+            hits += pooled(first_finish(P, n, rng(), chunk=10**6), pool).response.text.endswith("=1")
+        assert within(hits, exact, rows)
