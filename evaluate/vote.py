@@ -6,6 +6,7 @@ A response votes for `problem.answer(text)`; one from which nothing can be read 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 from scipy.integrate import quad
@@ -63,6 +64,27 @@ def elect_among(problem: Problem, responses: Sequence[Completion], voters: Seque
     some = [r for r, votes in zip(responses, voters, strict=True) if votes] or responses
     chosen = elect(problem, some, [1.0] * len(some), why)
     return Answer(chosen.response, tuple(responses), tuple(map(float, voters)), chosen.why)
+
+
+def agreement(pools: Sequence[Sequence[Hashable | None]], within: float, across: float) -> Hashable | None:
+    """The answer on which pools of votes agree, each sure of its own; None if they do not (arXiv 2510.02611).
+
+    Args:
+        pools: votes; None counts as a member of its pool without an answer.
+        within: share of a pool that its commonest answer needs for the pool to be sure; all pools must be.
+        across: share of the pools whose commonest answer must be the same.
+    """
+    tops = [_commonest(pool, within) for pool in pools]
+    if not pools or None in tops:
+        return None
+    answer, named = Counter(tops).most_common(1)[0]
+    return answer if named / len(pools) >= across else None
+
+
+def _commonest(pool: Sequence[Hashable | None], within: float) -> Hashable | None:
+    counts = Counter(vote for vote in pool if vote is not None)
+    answer, given = counts.most_common(1)[0] if counts else (None, 0)
+    return answer if given and given / len(pool) >= within else None
 
 
 def beta_confidence(counts: Sequence[float]) -> float:

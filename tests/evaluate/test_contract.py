@@ -42,8 +42,9 @@ def load(package, name):
 
 
 def judged(name):
-    """Whether a strategy takes a verifier."""
-    return "verify" in inspect.signature(load(strategies, name)).parameters
+    """Whether a strategy cannot do without a verifier."""
+    verify = inspect.signature(load(strategies, name)).parameters.get("verify")
+    return verify is not None and verify.default is not None
 
 
 def bound(name, verify=None):
