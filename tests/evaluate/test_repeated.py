@@ -4,21 +4,29 @@ import functools
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.integrate import quad
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, weibull_min
 from toy import ToyEngine, p_value, problem, run, told
 
+from extratime.evaluate.grid import bind, parse
+from extratime.evaluate.program import Gather
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.strategies.adaptive_consistency import adaptive_consistency
+from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.early_stopping_consistency import early_stopping_consistency
 from extratime.evaluate.strategies.first_finish import first_finish
 from extratime.evaluate.strategies.last_finish import last_finish
+from extratime.evaluate.strategies.multi_temperature import GRID, multi_temperature
+from extratime.evaluate.strategies.rpc import distinct, rpc, survivors
 from extratime.evaluate.strategies.self_consistency import self_consistency
-from extratime.evaluate.vote import beta_confidence, dirichlet_confidence
-from extratime.models.request import Completion, Sample
+from extratime.evaluate.verifiers.oracle import oracle
+from extratime.evaluate.vote import agreement, beta_confidence, dirichlet_confidence
+from extratime.evaluate.weibull import fit
+from extratime.models.request import Completion, Sample, fail
 
 P = problem(max_tokens=12)
 RUNS = 250
@@ -314,3 +322,330 @@ def test_first_finish_on_normal_lengths_rises_or_falls_with_the_lower_tail(shape
             pool = sized(" ".join(f"{size}={1 if won else 2}" for size, won in zip(lengths, wins, strict=True)))
             hits += pooled(first_finish(P, n, rng(), chunk=10**6), pool).response.text.endswith("=1")
         assert within(hits, exact, rows)
+
+
+# --- several temperatures
+
+
+@pytest.mark.parametrize(
+    ("pools", "answer"),
+    [
+        (["1", "1", "1"], "1"),
+        (["1", "1", "2"], None),
+        (["11112", "1", "1111"], "1"),
+        (["1112", "1", "1111"], None),  # 3 of 4 is less than 0.8
+        (["1111.", "1"], "1"),
+        (["111.", "1"], None),  # who has no answer counts
+        (["....", "1"], None),
+        ([".", "."], None),
+        ([".1111", "1"], "1"),
+        (["22222", "1"], None),
+        (["", "1"], None),
+        ([], None),
+    ],
+)
+def test_temperatures_agree_if_each_is_sure_and_all_of_the_same(pools, answer):
+    assert agreement([[None if v == "." else v for v in pool] for pool in pools], 0.8, 1.0) == answer
+
+
+def test_agreement_of_most_is_enough_if_it_is_said_so():
+    assert agreement(["1", "1", "2"], 0.8, 2 / 3) == "1" and agreement(["1", "1", "2"], 0.8, 0.7) is None
+    assert agreement(["1", "1", "12"], 0.8, 2 / 3) is None  # one of them is not sure
+    assert agreement(["1", "1", "12"], 0.8, 2 / 3) is None  # one of them is not sure
+
+
+def warmed(program, said):
+    """Feed a program the answers that `said` gives for each temperature in turn: what was drawn in each round."""
+    said, rounds = {t: iter(answers) for t, answers in said.items()}, []
+    request = next(program)
+    while True:
+        assert isinstance(request, Gather)
+        asked = [next(child) for child in request.programs]
+        rounds.append([ask.temperature for ask in asked])
+        assert all(ask.n == 1 for ask in asked)
+        try:
+            request = program.send([[response(f"{ask.temperature}={next(said[ask.temperature])}")] for ask in asked])
+        except StopIteration as stop:
+            return rounds, stop.value
+
+
+def test_each_round_draws_once_at_each_temperature_and_at_zero_never_again():
+    said = {0.0: "1", 0.5: "111", 1.0: "211"}
+    rounds, answer = warmed(multi_temperature(P, 7, rng(), (0.0, 0.5, 1.0)), said)
+    assert rounds == [[0.0, 0.5, 1.0], [0.5, 1.0], [0.5, 1.0]]
+    assert answer.response.text == "0.0=1" and answer.why == "majority vote over all temperatures"
+    assert answer.weights == (1.0,) * 7
+
+
+def test_agreement_ends_the_drawing_and_its_voters_are_told():
+    said = {0.5: "111111", 1.0: "211111"}
+    rounds, answer = warmed(multi_temperature(P, 40, rng(), (0.5, 1.0)), said)
+    assert len(rounds) == 5 and answer.response.text == "0.5=1"  # 4 of 5 at temperature 1
+    assert answer.weights == (1.0, 0.0) + (1.0,) * 8 and answer.why == "agreed after 10 of 40 draws"
+    assert len(warmed(multi_temperature(P, 40, rng(), (0.5, 1.0)), {0.5: "1", 1.0: "1"})[0]) == 1
+    assert len(warmed(multi_temperature(P, 40, rng(), (0.5, 1.0), rounds=2), {0.5: "11", 1.0: "11"})[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "grid", "drawn"),
+    [
+        (22, GRID, [list(GRID), list(GRID[1:]), [0.5, 0.8, 1.1]]),
+        (2, GRID, [[0.5, 1.0]]),
+        (9, (0.0,), [[0.0]]),
+    ],
+)
+def test_what_fills_no_round_is_spread_over_the_grid(budget, grid, drawn):
+    different = {t: (f"{t}/{i}" for i in range(9)) for t in grid}
+    program = multi_temperature(P, budget, rng(), grid, rounds=3)
+    assert warmed(program, different)[0] == drawn
+
+
+def test_without_agreement_a_verifier_ranks_the_pool():
+    def latest(problem, responses):
+        yield from ()
+        return list(range(len(responses)))
+
+    said = {0.5: "12", 1.0: "23"}
+    answer = warmed(multi_temperature(P, 4, rng(), (0.5, 1.0), verify=latest), said)[1]
+    assert answer.response.text == "1.0=3" and answer.weights == (0, 1, 2, 3)
+
+
+def test_a_recipe_may_name_its_verifier_or_none():
+    def bound(strategy):
+        raw = {"model": "m", "tasks": ["t"], "strategies": [strategy], "output": "o"}
+        return bind(parse(raw).strategies[0], {}).keywords
+
+    assert bound("multi_temperature") == {}
+    said = bound({"multi_temperature": {"verify": "oracle", "temperatures": [0.5, 1.0]}})
+    assert said["temperatures"] == (0.5, 1.0) and said["verify"].func is oracle
+
+
+def tempered(law, t):
+    hot = {answer: p ** (1 / t) for answer, p in law.items()}
+    return {answer: p / sum(hot.values()) for answer, p in hot.items()}
+
+
+def test_early_exit_has_its_law():
+    """Two temperatures and two rounds: exit at once where both draws agree, on an answer; else four votes."""
+    law, temperatures = {"1": 0.5, "2": 0.3, "": 0.2}, (0.5, 2.0)
+    cold, hot = (tempered(law, t) for t in temperatures)
+    draws, chance = Counter(), 0.0
+    for a, b, c, d in itertools.product(law, repeat=4):
+        p, agreed = cold[a] * hot[b] * cold[c] * hot[d], a == b != ""
+        draws[2 if agreed else 4] += p
+        chance += p * (elected([a, b] if agreed else [a, b, c, d]) == "1")
+    strategy = functools.partial(multi_temperature, temperatures=temperatures)
+    results = repeated(strategy, 4, answers(law), n=600)
+    assert p_value((len(r.answer.pool) for r in results), draws) > 1e-3
+    assert within(right(results), chance, 600)
+    assert all(r.cost.generated == 2 * len(r.answer.pool) and r.cost.sequential == len(r.answer.pool) for r in results)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.99])
+def test_five_temperatures_agree_at_once_with_the_sum_of_fifth_powers(p):
+    """Answers of one law at five temperatures, up to 16 rounds; at p = 0.9 exit at once has probability 0.5905."""
+    law, rows, draw = {"1": p, "2": 0.6 * (1 - p), "3": 0.4 * (1 - p)}, 600, rng()
+    at_once = sum(q**5 for q in law.values())
+    assert p != 0.9 or at_once == pytest.approx(0.5905, abs=5e-5)
+    spent = []
+    for _ in range(rows):
+        said = {t: iter(draw.choice(list(law), 16, p=list(law.values()))) for t in (0.1, 0.2, 0.3, 0.4, 0.5)}
+        rounds, answer = warmed(multi_temperature(P, 80, rng(), tuple(said)), said)
+        exited = answer.why.startswith("agreed")
+        spent.append((len(rounds), exited, answer.response.text.endswith("=1")))
+    assert within(sum(n == 1 for n, _, _ in spent), at_once, rows)
+    mean, exits = np.mean([n for n, _, _ in spent]), np.mean([exited for _, exited, _ in spent])
+    expected = {0.5: (None, 0.03), 0.9: (4.3, 0.92), 0.99: (1.25, 1.0)}[p]  # found once by simulation
+    assert expected[0] is None or mean == pytest.approx(expected[0], rel=0.1)
+    assert exits == pytest.approx(expected[1], abs=0.04)
+    assert p == 0.5 or all(won for _, exited, won in spent if exited)
+
+
+class Heated(ToyEngine):
+    """Its law is given at each temperature, as it is drawn there."""
+
+    def _step(self, row):
+        t = row.draw.sampling.temperature
+        heated = self.heated(row.draw.prompt.text, t)
+        self.law = answers({answer: p**t for answer, p in heated.items()})
+        super()._step(row)
+
+
+EASY, TEMPERATURES = 20, tuple(0.4 + 0.1 * i for i in range(9))
+
+
+def solvable(prompt, t):
+    """Of 47 questions 20 are solved with 0.3 at each temperature, 27 with 0.05 at one of nine alone."""
+    i = int(prompt.partition("?")[0])
+    p = 0.3 if i < EASY else 0.05 if TEMPERATURES[i % 9] == t else 0.0
+    return {"1": p, "2": 1 - p} if p else {"2": 1.0}
+
+
+@pytest.mark.slow
+def test_a_spread_of_temperatures_solves_what_no_single_one_does():
+    """Budget 288: 0.489 at the best single temperature, 0.889 with 32 draws at each of nine."""
+    one = (20 + 3 * (1 - 0.95**288)) / 47
+    spread = (20 * (1 - 0.7**288) + 27 * (1 - 0.95**32)) / 47
+    assert (one, spread) == (pytest.approx(0.489, abs=5e-4), pytest.approx(0.889, abs=1e-3))
+    engine = Heated(None, slots=256)
+    engine.heated = solvable
+    solved = {}
+    for name, grid in (("spread", TEMPERATURES), ("one", TEMPERATURES[:1])):
+        strategy = functools.partial(multi_temperature, temperatures=grid, across=2.0)
+        cells = [
+            Cell(f"{i}#{r}", problem(str(i), max_tokens=4), strategy, 288, replicate=r)
+            for i in range(47)
+            for r in range(43)
+        ]
+        results = run(engine, cells)
+        assert {len(result.answer.pool) for result in results} == {288}
+        solved[name] = np.mean([any(r.text == "=1" for r in result.answer.pool) for result in results])
+    assert abs(solved["spread"] - spread) < 0.01 and abs(solved["one"] - one) < 0.01
+    assert solved["spread"] - solved["one"] >= 0.35
+
+
+# --- perplexity consistency
+
+
+def likely(*said):
+    """Responses as (text, probability of each of its two tokens)."""
+    return [response(text, n_tokens=2, logprobs=(math.log(p),) * 2) if p else response(text) for text, p in said]
+
+
+def test_perplexity_consistency_adds_up_distinct_texts():
+    pool = likely(("a=1", 0.5), ("b=2", 0.3), ("c=2", 0.3), ("a=1", 0.5))
+    answer = pooled(rpc(P, 4, rng(), prune=False), pool)
+    assert answer.response.text == "b=2" and answer.weights == pytest.approx((0.5, 0.3, 0.3, 0.0))
+    assert pooled(self_consistency(P, 4, rng()), pool).response.text == "a=1"  # which counts a=1 twice
+    assert pooled(best_of_n(P, 4, rng()), pool).response.text == "a=1"  # perplexity alone
+
+
+def test_whole_texts_count_with_their_probabilities():
+    answer = pooled(rpc(P, 2, rng(), prune=False, whole=True), likely(("a=1", 0.5), ("b=2", 0.6)))
+    assert answer.weights == pytest.approx((0.25, 0.36))
+
+
+def test_unfinished_and_unparsed_responses_have_no_say_in_perplexity_consistency():
+    pool = likely(("a", 0.9), ("b=1", 0.9), ("c=2", 0.1))
+    pool[1] = replace(pool[1], finish="length")
+    assert pooled(rpc(P, 3, rng()), pool).response.text == "c=2"
+    failed = [fail(response(""), "no")] * 3
+    assert pooled(rpc(P, 3, rng()), failed).response.finish == "failed"
+
+
+def test_the_error_of_perplexity_consistency_is_the_exact_one():
+    """k paths of q = p/k to one answer; the estimate of its probability is q·D, D the distinct paths among n draws.
+
+    E[D] = k(1 − a), E[D²] = E[D] + k(k − 1)(1 − 2a + b), a = (1 − q)ⁿ, b = (1 − 2q)ⁿ. A share of votes has p(1 − p)/n.
+    """
+    p, k = 0.6, 4
+    q, draw = p / k, rng()
+    for n, published in ((4, 0.1118), (16, 0.00758), (64, 0.0)):
+        a, b = (1 - q) ** n, (1 - 2 * q) ** n
+        once = k * (1 - a)
+        exact = q**2 * (once + k * (k - 1) * (1 - 2 * a + b)) - 2 * p * q * once + p**2
+        assert exact == pytest.approx(published, rel=1e-2, abs=1e-4)
+        assert (exact < p * (1 - p) / n) == (n >= 16)
+        errors = []
+        for _ in range(4000 if n < 64 else 200):
+            paths = draw.choice(k + 1, n, p=[q] * k + [1 - p])
+            pool = [Completion(P.prompt, f"{path}", 1) for path in paths]
+            errors.append((sum(distinct(pool, [q * (path < k) for path in paths])) - p) ** 2)
+        assert np.mean(errors) == pytest.approx(exact, rel=0.05, abs=1e-5)
+
+
+def test_perplexity_consistency_on_a_model_has_its_law():
+    """Answer 1 by three paths of 0.15, answer 2 by one of 0.3, answer 3 by one of 0.25."""
+    paths = {"a=1": 0.15, "b=1": 0.15, "c=1": 0.15, "d=2": 0.3, "e=3": 0.25}
+
+    def rule(row):
+        sums = {}
+        for path in dict.fromkeys(row):
+            sums[path[-1]] = sums.get(path[-1], 0.0) + paths[path]
+        return max(sums, key=lambda answer: round(sums[answer], 9))
+
+    model = told(lambda text: {"": 1.0} if text else paths)
+    results = repeated(functools.partial(rpc, prune=False, whole=True), 4, model)
+    assert within(right(results), sum(p * (rule(row) == "1") for row, p in outcomes(paths, 4)))
+    for result in results:
+        seen = {r.text for r in result.answer.pool}
+        assert sum(result.answer.weights) == pytest.approx(sum(paths[text] for text in seen))
+
+
+# --- pruning
+
+
+def scores(draw, mean, shape, n):
+    return mean / math.gamma(1 + 1 / shape) * draw.weibull(shape, n)
+
+
+def test_pruning_drops_the_low_ones_and_never_the_likeliest():
+    """60 scores of mean 0.8 (k = 12) and 40 of mean 0.35 (k = 4): 95 % of the low ones go, 5 % of the high at most."""
+    draw, low, high = rng(), [], []
+    for _ in range(30):
+        x = np.concatenate([scores(draw, 0.8, 12, 60), scores(draw, 0.35, 4, 40)])
+        kept = np.array(survivors(x, 1.0))
+        low.append(1 - kept[60:].mean())
+        high.append(1 - kept[:60].mean())
+        assert kept[x.argmax()]
+    assert np.mean(low) >= 0.95 and np.mean(high) <= 0.05
+
+
+def test_the_likeliest_survives_whatever_the_scores():
+    draw = rng()
+    for _ in range(60):
+        x = draw.choice([draw.random(20), draw.beta(0.3, 0.3, 20), np.full(20, draw.random()), draw.random(20) ** 9])
+        x = np.maximum(x[: draw.integers(1, 21)], 1e-12)
+        kept = survivors(x, 0.0)
+        assert kept[x.argmax()] and all(keep for keep, s in zip(kept, x, strict=True) if s >= x.mean())
+
+
+def test_a_guard_keeps_what_is_not_two_groups():
+    """One law of scores has no low group: the published rule drops three in ten of it all the same."""
+    draw, dropped = rng(), {0.0: [], 1.0: [], 3.0: []}
+    for _ in range(12):
+        x = np.minimum(scores(draw, 0.8, 12, 64), 1.0)
+        for apart, shares in dropped.items():
+            shares.append(1 - np.mean(survivors(x, apart)))
+    published, guarded, never = (np.mean(shares) for shares in dropped.values())
+    assert published > 0.25 and guarded < published and never == 0.0
+
+
+@pytest.mark.parametrize("x", [[0.5] * 40, [0.9, 0.1, 0.1, 0.1, 0.1], [], [0.5], [0.0] * 20, [0.0] * 20 + [0.5] * 20])
+def test_what_cannot_be_split_is_kept(x):
+    assert survivors(x, 0.0) == [s > 0 for s in x]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_split_survives_scores_of_any_size():
+    x = [1e-280] * 10 + [1e-3] * 5 + [1.0] * 20 + [1 - 1e-9] * 5
+    assert all(survivors(x, 1.0)[15:])
+    assert survivors([1e-9 * s for s in (1, 2, 3)] + [1.0, 0.99, 0.98, 0.97], 1.0)[3:] == [True] * 4
+
+
+def test_the_density_is_weibulls_and_the_higher_mean_comes_first():
+    draw = rng()
+    x = np.concatenate([scores(draw, 0.35, 4, 400), scores(draw, 0.8, 12, 600)])
+    mixture = fit(x)
+    assert mixture.means() == pytest.approx([0.8, 0.35], abs=0.02)
+    assert mixture.shares == pytest.approx([0.6, 0.4], abs=0.03) and mixture.shapes == pytest.approx([12, 4], rel=0.1)
+    ours = np.exp(mixture.log_densities(x)) / mixture.shares[:, None]
+    for i in range(2):
+        law = weibull_min(mixture.shapes[i], scale=mixture.scales[i])
+        assert ours[i] == pytest.approx(law.pdf(x)) and mixture.means()[i] == pytest.approx(law.mean())
+    pooled_variance = np.mean(
+        [weibull_min(k, scale=s).var() for k, s in zip(mixture.shapes, mixture.scales, strict=True)]
+    )
+    assert mixture.spread() == pytest.approx(math.sqrt(pooled_variance))
+
+
+def test_pruning_takes_votes_from_the_unlikely():
+    """Four unlikely ways to one answer outweigh three likely ways to another, until they are dropped."""
+    draw = rng()
+    pool = likely(
+        *[(f"{i}=1", 0.8 + 0.01 * x) for i, x in enumerate(draw.normal(size=6))],
+        *[(f"{i}=2", 0.3 + 0.02 * x) for i, x in enumerate(draw.normal(size=18))],
+    )
+    assert pooled(rpc(P, 24, rng(), prune=False), pool).response.text[-1] == "2"
+    answer = pooled(rpc(P, 24, rng()), pool)
+    assert answer.response.text[-1] == "1" and answer.weights[6:] == (0.0,) * 18
