@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
-from scipy.special import expit, gamma, xlogy
+from scipy.special import gamma, xlogy
 
 Floats = npt.NDArray[np.float64]
 
@@ -77,7 +77,7 @@ def lower(x: Floats, apart: float) -> npt.NDArray[np.bool_]:
     if mixture is None or mixture.means()[0] - mixture.means()[1] < apart * mixture.spread():
         return np.zeros(x.shape, dtype=bool)
     high, low = np.maximum(mixture.log_densities(x), FLOOR)
-    return np.asarray((expit(high - low) < 0.5) & (x < x.mean()))
+    return np.asarray((high < low) & (x < x.mean()))
 
 
 def _mixture(theta: Floats) -> Mixture:
