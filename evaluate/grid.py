@@ -372,7 +372,7 @@ def bind(spec: StrategySpec, known: Known) -> Callable[..., Any]:
     default = inspect.signature(function).parameters.get("verify")
     if "verify" in options:
         options["verify"] = _verifier(options["verify"], known)
-    elif default is not None:
+    elif default is not None and default.default is not None:
         options["verify"] = _verifier(default.default.__name__, known)
     return functools.partial(function, **options)
 

@@ -24,7 +24,7 @@ from extratime.models.request import Draw, Failure
 
 BUDGETS = (1, 2, 4, 16)
 LENGTH = 10
-SMALL = {"width": 2, "look": 3, "chunk": 3, "completions": 2, "steps": 2}
+SMALL = {"width": 2, "look": 3, "chunk": 3, "completions": 2, "steps": 2, "window": 2, "warmup": 2}
 """Options that suit responses of six to eight tokens, for every strategy that has them."""
 
 GREEDY = {"greedy", "adaptive_best_of_n"}
@@ -42,8 +42,9 @@ def load(package, name):
 
 
 def judged(name):
-    """Whether a strategy takes a verifier."""
-    return "verify" in inspect.signature(load(strategies, name)).parameters
+    """Whether a strategy cannot do without a verifier."""
+    verify = inspect.signature(load(strategies, name)).parameters.get("verify")
+    return verify is not None and verify.default is not None
 
 
 def bound(name, verify=None):
