@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, gather, sample
-from extratime.evaluate.prompts import ask, fill, listed
+from extratime.evaluate.prompts import ask, fill, numbered
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.evaluate.vote import elect
@@ -82,8 +82,8 @@ def width(budget: int, ratio: float) -> int:
 def revise(problem: Problem, attempts: Sequence[Completion], prompt: str = PROMPT) -> Program[Completion]:
     """One answer that has seen the finished ones among `attempts`."""
     seen = [attempt.text for attempt in attempts if attempt.finished]
-    asked = ask(problem, fill(prompt, question=problem.question, attempts=listed(seen))) if seen else problem.prompt
-    [response] = yield from sample(asked)
+    told = fill(prompt, question=problem.question, attempts=numbered(seen)) if seen else ""
+    [response] = yield from ask(problem, problem.turn(told) if told else problem.prompt)
     return response
 
 
