@@ -32,6 +32,9 @@ GREEDY = {"greedy", "adaptive_best_of_n"}
 RESAMPLING = {"particle_filter", "particle_gibbs"}
 """These drop right responses by chance: a perfect judge of whole responses helps them on average only."""
 
+ASKING = {"iterative_agent_decoding", "revision", "self_refine"}
+"""These may answer with a reply to more than the problem: what they were told stands in its prompt."""
+
 
 def names(package):
     return sorted(file.stem for file in Path(package.__file__).parent.glob("*.py") if file.stem != "__init__")
@@ -136,7 +139,8 @@ def test_answers_with_a_whole_response_out_of_its_own_draws(name, verifier):
         assert answer.response.finished and ended(answer.response.text)
         assert answer.response in answer.pool and len(answer.pool) == len(answer.weights)
         for r in answer.pool:
-            assert r.prompt == result.cell.problem.prompt and r.n_tokens <= LENGTH
+            assert r.n_tokens <= LENGTH
+            assert r.prompt == result.cell.problem.prompt or name in ASKING
             assert streams.paths[r.path].text.startswith(r.text[r.stem[1] :])
 
 
@@ -166,13 +170,19 @@ def test_reads_no_element_twice_and_pays_for_each_token_once(name, verifier):
             log = []
             cell = Cell("c", problem(max_tokens=LENGTH), spied(strategy, log), budget, replicate=replicate)
             [result] = run(toy(), [cell])
-            assert sum(end - start for _, start, end in log) == result.cost.decoded
+            once = [said for i, said in enumerate(log) if said[0].lane or said not in log[:i]]
+            assert length(once) <= result.cost.decoded <= length(log)  # what is greedy may be asked again
+            log = once
             assert result.cost.generated <= budget * LENGTH
             for path, start, end in log:
                 stretches[path if path.lane else (path, replicate)].append((start, end))
         read[budget] = stretches
         assert all(a[1] <= b[0] for one in stretches.values() for a, b in pairwise(sorted(one)))
     assert read[16]
+
+
+def length(stretches):
+    return sum(end - start for _, start, end in stretches)
 
 
 @pairs
