@@ -371,7 +371,21 @@ def _value(key: str, said: Any, known: Known) -> Any:
         return _verifier(said, known)
     if key == "stages":
         return read_stages(said, functools.partial(_verifier, known=known))
+    if key == "algorithms":
+        return tuple(_algorithm(entry) for entry in _listed({key: said}, key))
     return tuple(said) if isinstance(said, list) else said
+
+
+def _algorithm(said: Any) -> Callable[..., Any]:
+    """A strategy that another one runs, with that one's verifier."""
+    name, options = named(said, "an algorithm")
+    function = find("strategies", name)
+    if "verify" not in inspect.signature(function).parameters or "verify" in options:
+        raise ValueError(
+            f"{name} cannot be run with another verifier; choose a strategy that takes one, name none here"
+        )
+    check_options(function, options, skip=3)
+    return functools.partial(function, **{key: _value(key, value, {}) for key, value in options.items()})
 
 
 def _verifier(said: Any, known: Known) -> Callable[..., Any]:

@@ -1,12 +1,28 @@
-"""What strategies say to a model beside the problem itself: pure functions on text."""
+"""What strategies say to a model beside the problem itself, and how they read what it says."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
-from extratime.evaluate.program import standing
-from extratime.models.request import Completion
+from extratime.evaluate.program import Problem, Program, sample, standing
+from extratime.models.request import Completion, Prompt
+
+
+def ask(
+    problem: Problem, prompt: Prompt, n: int = 1, *, temperature: float | None = None, role: str = "policy"
+) -> Program[list[Completion]]:
+    """Replies of at most a full length from the model of a role.
+
+    Another model reads the prompt's text in tokens of its own; its replies come back as words alone, since whoever
+    reads them next may have other tokens.
+    """
+    if role == "policy":
+        return (yield from sample(prompt, n, temperature=temperature))
+    bare, length = Prompt(prompt.text), problem.max_tokens
+    replies = yield from sample(bare, n, temperature=temperature, max_tokens=length, role=role)
+    return [replace(reply, prompt=prompt, tokens=(), logprobs=(), tempered=()) for reply in replies]
 
 
 def fill(template: str, **said: str) -> str:

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from extratime.evaluate.program import Problem, Program, Verifier, gather, sample
-from extratime.evaluate.prompts import blocks, fill, numbered, order, usable
-from extratime.models.request import Completion
+from extratime.evaluate.program import Problem, Program, Verifier, gather
+from extratime.evaluate.prompts import ask, blocks, fill, numbered, order, usable
+from extratime.models.request import Completion, Prompt
 
 CRITIC = (
     "Problem:\n{problem}\n\nResponses:\n\n{responses}\n\n"
@@ -112,8 +112,7 @@ class Generator:
 
     def __call__(self, problem: Problem, state: State) -> Program[State]:
         """The draws that finished, or failing that those that say something."""
-        n, length = self.n or 1, None if self.role == "policy" else problem.max_tokens
-        drawn = yield from sample(problem.prompt, n, temperature=self.temperature, max_tokens=length, role=self.role)
+        drawn = yield from ask(problem, problem.prompt, self.n or 1, temperature=self.temperature, role=self.role)
         return State(tuple(usable(drawn)), made=tuple(drawn))
 
 
@@ -148,7 +147,7 @@ class Critic:
         """The same candidates with critiques."""
         told: list[str] = []
         for _ in range(self.tries):
-            [reply] = yield from _ask(problem, _about(self.prompt, problem, state, False), 1, self.role)
+            [reply] = yield from ask(problem, _about(self.prompt, problem, state, False), role=self.role)
             said = blocks(reply.text, len(state.candidates))
             told = max(told, said, key=lambda one: sum(map(bool, one)))
             if all(told):
@@ -195,7 +194,7 @@ class Ranker:
             scores = yield from self.verify(problem, state.candidates)
             return state.keep(np.argsort([-s if s == s else np.inf for s in scores], kind="stable")[: self.k])
         prompt = _about(self.prompt, problem, state, self.critiques is not False)
-        [reply] = yield from _ask(problem, prompt, 1, self.role)
+        [reply] = yield from ask(problem, prompt, role=self.role)
         return state.keep(order(reply.text, n)[: self.k])
 
 
@@ -257,8 +256,9 @@ class Verification:
 
     def _reasoned(self, problem: Problem, candidate: Completion) -> Program[bool | None]:
         said = {"problem": problem.question, "response": candidate.text}
-        [reasons] = yield from _ask(problem, fill(self.reason, **said), 1, self.role)
-        [reply] = yield from _ask(problem, fill(self.verdict, **said, reasons=reasons.text), 1, self.role)
+        [reasons] = yield from ask(problem, problem.turn(fill(self.reason, **said)), role=self.role)
+        verdict = problem.turn(fill(self.verdict, **said, reasons=reasons.text))
+        [reply] = yield from ask(problem, verdict, role=self.role)
         found = re.findall(r"\[(correct|incorrect)\]", reply.text, flags=re.IGNORECASE)
         return found[-1].lower() == "correct" if found else None
 
@@ -296,7 +296,7 @@ class Fuser:
     def __call__(self, problem: Problem, state: State) -> Program[State]:
         """The new candidates that finished."""
         prompt = _about(self.prompt, problem, state, self.critiques is not False)
-        drawn = yield from _ask(problem, prompt, self.n, self.role, self.temperature)
+        drawn = yield from ask(problem, prompt, self.n, temperature=self.temperature, role=self.role)
         return State(tuple(r for r in drawn if r.finished), made=tuple(drawn))
 
 
@@ -310,21 +310,14 @@ STAGES: dict[str, type] = {
 """By the name that recipes use."""
 
 
-def _ask(
-    problem: Problem, said: str, n: int, role: str, temperature: float | None = None
-) -> Program[list[Completion]]:
-    length = None if role == "policy" else problem.max_tokens
-    return (yield from sample(problem.turn(said), n, temperature=temperature, max_tokens=length, role=role))
-
-
-def _about(prompt: str, problem: Problem, state: State, critiques: bool) -> str:
+def _about(prompt: str, problem: Problem, state: State, critiques: bool) -> Prompt:
     """A prompt about all candidates, each with what critics said of it."""
     if len(state.candidates) > MANY:
         warnings.warn(f"{len(state.candidates)} candidates in one prompt; set the generator's n", stacklevel=2)
     told = state.critiques if critiques and state.critiques else [""] * len(state.candidates)
     both = zip(state.candidates, told, strict=True)
     listed = [f"{c.text.strip()}\n\nCritique: {said}" if said else c.text for c, said in both]
-    return fill(prompt, problem=problem.question, responses=numbered(listed))
+    return problem.turn(fill(prompt, problem=problem.question, responses=numbered(listed)))
 
 
 def _positive(**numbers: int | None) -> None:
