@@ -17,7 +17,6 @@ An unknown key, strategy, verifier or option is an error that names it.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -26,9 +25,9 @@ from typing import Any, Literal
 
 import yaml
 
+from extratime.evaluate.named import check_options, find, named
+from extratime.evaluate.pipeline import read_stages
 from extratime.models.request import Sampling
-
-HERE = Path(__file__).parent
 
 
 class RecipeError(ValueError):
@@ -312,16 +311,15 @@ def _budgets(value: Any, where: str) -> tuple[int, ...]:
 
 def _strategy(entry: Any) -> StrategySpec:
     """`name`, or `{name: {option: value, label: …, budgets: […]}}`."""
-    if isinstance(entry, str):
-        entry = {entry: {}}
-    if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise RecipeError(f"a strategy is a name or one name with its options, not {entry!r}")
-    name, said = next(iter(entry.items()))
-    options = dict(said or {})
+    try:
+        name, options = named(entry, "a strategy")
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     label = options.pop("label", None) or _label(name, options.get("verify"))
     budgets = _budgets(options.pop("budgets"), f"{name}.budgets") if "budgets" in options else ()
-    _check_options(find("strategies", name), name, options, skip=3)
-    return StrategySpec(name, label, options, budgets)
+    spec = StrategySpec(name, label, options, budgets)
+    bind(spec, {})  # before any work: what can't be meant shows here
+    return spec
 
 
 def _label(name: str, verify: Any) -> str:
@@ -337,24 +335,6 @@ def _unique(recipe: Recipe) -> None:
             raise RecipeError(f"two strategies are called {label!r}; give one of them another `label`")
 
 
-def find(kind: Literal["strategies", "verifiers"], name: str) -> Callable[..., Any]:
-    """The strategy or verifier of a name: the function of that name in the file of that name."""
-    known = sorted(p.stem for p in (HERE / kind).glob("*.py") if p.stem != "__init__")
-    if name not in known:
-        one = {"strategies": "strategy", "verifiers": "verifier"}[kind]
-        raise RecipeError(f"no {one} {name!r}; there are {', '.join(known)}")
-    module = importlib.import_module(f"extratime.evaluate.{kind}.{name}")
-    function: Callable[..., Any] = getattr(module, name)
-    return function
-
-
-def _check_options(function: Callable[..., Any], name: str, options: Mapping[str, Any], skip: int) -> None:
-    known = list(inspect.signature(function).parameters)[skip:]
-    for key in options:
-        if key not in known:
-            raise RecipeError(f"{name} has no option {key!r}; it has {', '.join(known) or 'none'}")
-
-
 Known = Mapping[str, Sequence[Mapping[str, Any]]]
 """By verifier, options that checkpoints tell together: an adapter and the question it was taught."""
 
@@ -365,21 +345,52 @@ def bind(spec: StrategySpec, known: Known) -> Callable[..., Any]:
     Args:
         spec: what the recipe says.
         known: a verifier's defaults are its entry for the adapter that the recipe names, or else its first.
+
+    Raises:
+        RecipeError: there is no such strategy, verifier or option, or the options can't be meant.
     """
+    try:
+        return _bound(spec, known)
+    except ValueError as error:
+        raise RecipeError(f"{spec.label}: {error}") from error
+
+
+def _bound(spec: StrategySpec, known: Known) -> Callable[..., Any]:
     function = find("strategies", spec.name)
-    _check_options(function, spec.name, spec.options, skip=3)
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.options.items()}
+    check_options(function, spec.options, skip=3)
+    options = {key: _value(key, said, known) for key, said in spec.options.items()}
     default = inspect.signature(function).parameters.get("verify")
-    if "verify" in options:
-        options["verify"] = _verifier(options["verify"], known)
-    elif default is not None and default.default is not None:
+    if default is not None and "verify" not in options and default.default is not None:
         options["verify"] = _verifier(default.default.__name__, known)
     return functools.partial(function, **options)
 
 
+def _value(key: str, said: Any, known: Known) -> Any:
+    """An option as the strategy takes it; some plain values stand for programs."""
+    if key == "verify":
+        return _verifier(said, known)
+    if key == "stages":
+        return read_stages(said, functools.partial(_verifier, known=known))
+    if key == "algorithms":
+        return tuple(_algorithm(entry) for entry in _listed({key: said}, key))
+    return tuple(said) if isinstance(said, list) else said
+
+
+def _algorithm(said: Any) -> Callable[..., Any]:
+    """A strategy that another one runs, with that one's verifier."""
+    name, options = named(said, "an algorithm")
+    function = find("strategies", name)
+    if "verify" not in inspect.signature(function).parameters or "verify" in options:
+        raise ValueError(
+            f"{name} cannot be run with another verifier; choose a strategy that takes one, name none here"
+        )
+    check_options(function, options, skip=3)
+    return functools.partial(function, **{key: _value(key, value, {}) for key, value in options.items()})
+
+
 def _verifier(said: Any, known: Known) -> Callable[..., Any]:
-    name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()))
+    name, options = named(said, "a verifier")
     function = find("verifiers", name)
-    _check_options(function, name, options, skip=2)
+    check_options(function, options, skip=2)
     told = sorted(known.get(name, ()), key=lambda entry: entry.get("adapter") != options.get("adapter"))
     return functools.partial(function, **{**(told[0] if told else {}), **options})

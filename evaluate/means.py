@@ -6,15 +6,17 @@ A verifier is a program: what it asks first about a made-up response tells what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from extratime.evaluate.grid import RecipeError
+from extratime.evaluate.pipeline import layered
 from extratime.evaluate.program import Gather, Problem
 from extratime.models.request import Completion, Engine, Probe, Profile, Prompt, Sample, Score
 
 
 def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: Mapping[str, Engine]) -> None:
-    """Check each strategy's verifier against the engines.
+    """Check each strategy's verifiers, and the roles of its stages, against the engines.
 
     Args:
         strategies: programs with their options bound, by label.
@@ -24,8 +26,13 @@ def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: M
         RecipeError: an engine cannot answer a verifier, or a role has none; the message names both.
     """
     for label, strategy in strategies.items():
-        verify = getattr(strategy, "keywords", {}).get("verify")
-        for request in _asked(verify, engines["policy"].profile) if verify else ():
+        options = getattr(strategy, "keywords", {})
+        stages = list(chain.from_iterable(layered(options.get("stages", ()))))
+        for stage in stages:
+            if lacking := _lacking(Sample(Prompt("?"), role=getattr(stage, "role", "policy")), engines):
+                raise RecipeError(f"{label}: a stage {lacking}")
+        verifiers = [options.get("verify"), *(getattr(stage, "verify", None) for stage in stages)]
+        for request in chain.from_iterable(_asked(v, engines["policy"].profile) for v in verifiers if v):
             if lacking := _lacking(request, engines):
                 raise RecipeError(f"{label}: its verifier {lacking}; choose another verifier or engine")
 

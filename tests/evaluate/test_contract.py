@@ -32,7 +32,7 @@ GREEDY = {"greedy", "adaptive_best_of_n"}
 RESAMPLING = {"particle_filter", "particle_gibbs"}
 """These drop right responses by chance: a perfect judge of whole responses helps them on average only."""
 
-ASKING = {"iterative_agent_decoding", "revision", "self_refine"}
+ASKING = {"archon", "iterative_agent_decoding", "plangen", "revision", "self_refine"}
 """These may answer with a reply to more than the problem: what they were told stands in its prompt."""
 
 
@@ -63,6 +63,8 @@ JUDGES = {
     "generative, written": {"form": "pairwise", "tournament": "knockout", "votes": 1, "soft": False},
 }
 """Ways to ask a generative judge, beside its default of one probe a response."""
+SHARES = dict.fromkeys(JUDGES, 0.05) | {"constraints": 0.08}
+"""Of draws to refuse, where the verifier draws and so more of them touch a cell."""
 
 
 def built(name, verifier):
@@ -90,9 +92,11 @@ def toy(kind=ToyEngine, law=lines, **options):
 
 
 def judging(law):
-    """`law` for the policy; a judge that thinks for a while, and then writes a verdict, or none."""
+    """`law` for the policy; a judge that thinks for a while, and then writes a verdict, or none; a check's score."""
 
     def either(prompt, text):
+        if prompt.startswith("Check "):
+            return {"": 1.0} if text else {f"Score: {200 * chance(prompt) - 100:.0f}": 0.7, "No.": 0.3}
         if not prompt.startswith("Judge "):
             return law(prompt, text)
         if Judge().opener in text:
@@ -314,7 +318,7 @@ def test_a_refused_draw_touches_nothing_but_itself(name, verifier):
         logs[cell.key] = []
         watched = spied(cell.strategy, logs[cell.key])
         cells.append(Cell(cell.key, cell.problem, watched, cell.budget, replicate=cell.replicate))
-    engine = toy(functools.partial(Refusing, share=0.05 if verifier in JUDGES else 0.15))
+    engine = toy(functools.partial(Refusing, share=SHARES.get(verifier, 0.15)))
     results = run(engine, cells)
     assert [result.cell.key for result in results] == [cell.key for cell in cells]
     calm = {result.cell.key: plain(result) for result in baseline(name, verifier)[0]}

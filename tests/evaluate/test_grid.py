@@ -45,6 +45,8 @@ def test_labels_name_the_verifier():
         ({"modle": "x"}, ["unknown key 'modle'", "model"]),
         ({"strategies": ["bests_of_n"]}, ["no strategy 'bests_of_n'", "best_of_n"]),
         ({"strategies": [{"best_of_n": {"widht": 3}}]}, ["best_of_n has no option 'widht'", "verify"]),
+        ({"strategies": [{"best_of_n": {"verify": "oracel"}}]}, ["no verifier 'oracel'", "oracle"]),
+        ({"strategies": [{"archon": {"stages": ["generator", "fusr"]}}]}, ["archon: stage 2", "'fusr'", "fuser"]),
         ({"strategies": ["greedy", "greedy"]}, ["two strategies are called 'greedy'", "label"]),
         ({"strategies": []}, ["'strategies' must be a list"]),
         ({"strategies": [{"a": {}, "b": {}}]}, ["one name with its options"]),
@@ -64,12 +66,6 @@ def test_a_wrong_recipe_is_told_what_and_where(changes, words):
 def test_a_missing_key_is_named():
     with pytest.raises(RecipeError, match="'tasks' is missing"):
         parse({key: value for key, value in PLAIN.items() if key != "tasks"})
-
-
-def test_an_unknown_verifier_is_named_when_the_strategy_is_bound():
-    (column,) = columns(parse(PLAIN | {"strategies": [{"best_of_n": {"verify": "oracel"}}], "budgets": [1]}))
-    with pytest.raises(RecipeError, match=r"no verifier 'oracel'.*oracle"):
-        bind(column.spec, {})
 
 
 def test_a_file_that_is_no_recipe_is_named(tmp_path):
