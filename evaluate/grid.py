@@ -130,7 +130,8 @@ class StrategySpec:
     Attributes:
         name: file and function under `evaluate/strategies`.
         label: unique name in reports.
-        options: keyword arguments; "verify" names a verifier, alone or with options.
+        options: keyword arguments; "verify" names a verifier, alone or with options; "strategies" lists strategies as
+            a recipe does.
         budgets: instead of the recipe's.
     """
 
@@ -321,6 +322,8 @@ def _strategy(entry: Any) -> StrategySpec:
     label = options.pop("label", None) or _label(name, options.get("verify"))
     budgets = _budgets(options.pop("budgets"), f"{name}.budgets") if "budgets" in options else ()
     _check_options(find("strategies", name), name, options, skip=3)
+    for inner in options.get("strategies", ()):
+        _strategy(inner)
     return StrategySpec(name, label, options, budgets)
 
 
@@ -374,6 +377,8 @@ def bind(spec: StrategySpec, known: Known) -> Callable[..., Any]:
         options["verify"] = _verifier(options["verify"], known)
     elif default is not None:
         options["verify"] = _verifier(default.default.__name__, known)
+    if "strategies" in options:
+        options["strategies"] = tuple(bind(_strategy(inner), known) for inner in options["strategies"])
     return functools.partial(function, **options)
 
 

@@ -24,10 +24,18 @@ def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: M
         RecipeError: an engine cannot answer a verifier, or a role has none; the message names both.
     """
     for label, strategy in strategies.items():
-        verify = getattr(strategy, "keywords", {}).get("verify")
-        for request in _asked(verify, engines["policy"].profile) if verify else ():
-            if lacking := _lacking(request, engines):
-                raise RecipeError(f"{label}: its verifier {lacking}; choose another verifier or engine")
+        for verify in _verifiers(strategy):
+            for request in _asked(verify, engines["policy"].profile):
+                if lacking := _lacking(request, engines):
+                    raise RecipeError(f"{label}: its verifier {lacking}; choose another verifier or engine")
+
+
+def _verifiers(strategy: Callable[..., Any]) -> Iterable[Callable[..., Any]]:
+    """The verifier of a strategy, and those of the strategies that it chooses among."""
+    options = getattr(strategy, "keywords", {})
+    yield from [options["verify"]] if options.get("verify") else ()
+    for inner in options.get("strategies", ()):
+        yield from _verifiers(inner)
 
 
 def _asked(verify: Callable[..., Any], policy: Profile) -> Iterable[Any]:
