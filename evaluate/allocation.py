@@ -25,19 +25,17 @@ LEAST = 10
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What was chosen, and what that is worth.
+    """What was chosen.
 
     Attributes:
         choices: arm of each bin, chosen on all questions: what to use from now on.
         halves: the same, chosen on either half of the questions alone.
-        quality: shape (Q,), of each question under the choice of the half it is not in.
-        price: shape (Q,), the same.
+        arms: shape (Q,), of each question the arm that the half without it chose: what to tell accuracy by.
     """
 
     choices: list[int]
     halves: tuple[list[int], list[int]]
-    quality: Array
-    price: Array
+    arms: Ints
 
 
 def bin_of(value: float, edges: Sequence[float]) -> int:
@@ -71,7 +69,9 @@ def halves(bins: Ints, rng: np.random.Generator) -> Ints:
     return half
 
 
-def choose(quality: Array, price: Array, cap: Array, bins: Ints, among: npt.NDArray[np.bool_]) -> list[int]:
+def choose(
+    quality: Array, price: Array, cap: Array, bins: Ints, count: int, among: npt.NDArray[np.bool_]
+) -> list[int]:
     """The best arm of each bin within its means.
 
     An arm may be taken where its mean price is not above the mean cap. Ties go to the cheaper arm, then to the
@@ -81,13 +81,14 @@ def choose(quality: Array, price: Array, cap: Array, bins: Ints, among: npt.NDAr
         quality: shape (S, Q).
         price: shape (S, Q): budgets, or tokens.
         cap: shape (Q,), in the unit of the price.
-        bins: shape (Q,).
+        bins: shape (Q,), below `count`.
+        count: of bins.
         among: shape (Q,), the questions that tell.
 
     Raises:
         ValueError: no arm is within its means.
     """
-    sizes = np.bincount(bins)
+    sizes = np.bincount(bins, minlength=count)
     masks = [among & (bins == b) if size >= LEAST else among for b, size in enumerate(sizes)]
     return [_best(quality[:, mask].mean(axis=1), price[:, mask].mean(axis=1), cap[mask].mean()) for mask in masks]
 
@@ -99,14 +100,15 @@ def _best(quality: Array, price: Array, cap: float) -> int:
     return int(min(allowed, key=lambda arm: (-quality[arm], price[arm], arm)))
 
 
-def allocate(quality: Array, price: Array, cap: Array, bins: Ints, half: Ints) -> Allocation:
-    """Choose an arm for each bin, and tell what that is worth by two-fold cross-validation.
+def allocate(quality: Array, price: Array, cap: Array, bins: Ints, count: int, half: Ints) -> Allocation:
+    """Choose an arm for each bin, and for two-fold cross-validation on either half alone; see `choose`.
 
     Args:
         quality: shape (S, Q).
         price: shape (S, Q).
         cap: shape (Q,).
-        bins: shape (Q,); all zero chooses one arm for all questions.
+        bins: shape (Q,), below `count`; a single bin chooses one arm for all questions.
+        count: of bins.
         half: shape (Q,), from `halves`.
 
     Raises:
@@ -114,7 +116,6 @@ def allocate(quality: Array, price: Array, cap: Array, bins: Ints, half: Ints) -
     """
     if len(set(half.tolist())) < 2:
         raise ValueError(f"{half.size} questions cannot be split in two halves: evaluate more")
-    everyone = choose(quality, price, cap, bins, np.ones_like(bins, dtype=bool))
-    told = (choose(quality, price, cap, bins, half == 1), choose(quality, price, cap, bins, half == 0))
-    arms, questions = np.array(told)[half, bins], np.arange(half.size)
-    return Allocation(everyone, (told[1], told[0]), quality[arms, questions], price[arms, questions])
+    everyone = choose(quality, price, cap, bins, count, np.ones_like(bins, dtype=bool))
+    first, second = (choose(quality, price, cap, bins, count, half == h) for h in (0, 1))
+    return Allocation(everyone, (first, second), np.array([second, first])[half, bins])
