@@ -129,7 +129,8 @@ class StrategySpec:
     Attributes:
         name: file and function under `evaluate/strategies`.
         label: unique name in reports.
-        options: keyword arguments; "verify" names a verifier, alone or with options.
+        options: keyword arguments; "verify" names a verifier, alone or with options; "strategies" lists strategies as
+            a recipe does.
         budgets: instead of the recipe's.
     """
 
@@ -369,6 +370,8 @@ def _value(key: str, said: Any, known: Known) -> Any:
     """An option as the strategy takes it; some plain values stand for programs."""
     if key == "verify":
         return _verifier(said, known)
+    if key == "strategies":
+        return tuple(bind(_strategy(inner), known) for inner in said)
     if key == "stages":
         return read_stages(said, functools.partial(_verifier, known=known))
     if key == "algorithms":

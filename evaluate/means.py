@@ -26,15 +26,21 @@ def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: M
         RecipeError: an engine cannot answer a verifier, or a role has none; the message names both.
     """
     for label, strategy in strategies.items():
-        options = getattr(strategy, "keywords", {})
-        stages = list(chain.from_iterable(layered(options.get("stages", ()))))
-        for stage in stages:
-            if lacking := _lacking(Sample(Prompt("?"), role=getattr(stage, "role", "policy")), engines):
-                raise RecipeError(f"{label}: a stage {lacking}")
-        verifiers = [options.get("verify"), *(getattr(stage, "verify", None) for stage in stages)]
-        for request in chain.from_iterable(_asked(v, engines["policy"].profile) for v in verifiers if v):
-            if lacking := _lacking(request, engines):
-                raise RecipeError(f"{label}: its verifier {lacking}; choose another verifier or engine")
+        for part in _parts(strategy):
+            if lacking := _lacking(Sample(Prompt("?"), role=part.get("role", "policy")), engines):
+                raise RecipeError(f"{label}: it {lacking}")
+            for request in _asked(part["verify"], engines["policy"].profile) if part.get("verify") else ():
+                if lacking := _lacking(request, engines):
+                    raise RecipeError(f"{label}: its verifier {lacking}; choose another verifier or engine")
+
+
+def _parts(strategy: Callable[..., Any]) -> Iterable[Mapping[str, Any]]:
+    """The options of a strategy, of its stages, and of the strategies that it chooses among."""
+    options = getattr(strategy, "keywords", {})
+    yield options
+    for stage in chain.from_iterable(layered(options.get("stages", ()))):
+        yield {key: getattr(stage, key) for key in ("role", "verify") if hasattr(stage, key)}
+    yield from chain.from_iterable(map(_parts, options.get("strategies", ())))
 
 
 def _asked(verify: Callable[..., Any], policy: Profile) -> Iterable[Any]:
