@@ -24,7 +24,7 @@ from extratime.models.request import Draw, Failure
 
 BUDGETS = (1, 2, 4, 16)
 LENGTH = 10
-SMALL = {"width": 2, "look": 3, "chunk": 3, "completions": 2, "steps": 2}
+SMALL = {"width": 2, "look": 3, "chunk": 3, "every": 3, "completions": 2, "steps": 2}
 """Options that suit responses of six to eight tokens, for every strategy that has them."""
 
 GREEDY = {"greedy", "adaptive_best_of_n"}
