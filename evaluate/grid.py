@@ -28,6 +28,7 @@ import yaml
 from extratime.evaluate.named import check_options, find, named
 from extratime.evaluate.pipeline import read_stages
 from extratime.models.request import Sampling
+from extratime.models.unmasking import Unmasking
 
 
 class RecipeError(ValueError):
@@ -39,7 +40,7 @@ class EngineSpec:
     """What runs the model.
 
     Attributes:
-        kind: "hf" runs it in this process, "openai" asks a server.
+        kind: "hf" runs it in this process, "diffusion" too if it is a masked-diffusion model, "openai" asks a server.
         dtype: of the weights; "auto" takes the checkpoint's own.
         device: where; None takes a GPU if there is one.
         slots: draws worked on at a time; None takes the engine's own number.
@@ -50,7 +51,7 @@ class EngineSpec:
             leaves the reading to the server, and then there are no chats.
     """
 
-    kind: Literal["hf", "openai"] = "hf"
+    kind: Literal["hf", "diffusion", "openai"] = "hf"
     dtype: str = "auto"
     device: str | None = None
     slots: int | None = None
@@ -60,8 +61,8 @@ class EngineSpec:
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("hf", "openai"):
-            raise ValueError(f"kind must be hf or openai, not {self.kind!r}")
+        if self.kind not in ("hf", "diffusion", "openai"):
+            raise ValueError(f"kind must be hf, diffusion or openai, not {self.kind!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ class Recipe:
         output: run folder.
         budgets: full-length samples' worth of policy tokens.
         replicates: independent repetitions of each cell.
-        sampling: the policy's law.
+        sampling: the policy's law; with its schedule of unmasking where the engine is "diffusion".
         max_tokens: length of a full response; None takes the task's `max_gen_toks`, else 256.
         limit: documents per task.
         engine: what runs the model.
@@ -268,8 +269,9 @@ def parse(raw: Mapping[str, Any]) -> Recipe:
     values["strategies"] = tuple(_strategy(entry) for entry in _listed(values, "strategies"))
     values["budgets"] = _budgets(values.get("budgets", Recipe.__dataclass_fields__["budgets"].default), "budgets")
     values["output"] = Path(values["output"])
-    values["sampling"] = _build(Sampling, values.get("sampling", {}), "sampling")
     values["engine"] = _build(EngineSpec, values.get("engine", {}), "engine")
+    law = Unmasking if values["engine"].kind == "diffusion" else Sampling
+    values["sampling"] = _build(law, values.get("sampling", {}), "sampling")
     for key, kind in (("verifier", VerifierSpec), ("judge", JudgeSpec)):
         if values.get(key) is not None:
             values[key] = _build(kind, values[key], key)

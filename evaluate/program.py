@@ -115,9 +115,11 @@ def sample(
     pause: Sequence[str] = (),
     max_tokens: int | None = None,
     role: str = "policy",
+    block: int | None = None,
 ) -> Program[list[Completion]]:
-    """Draw `n` fresh continuations of `prompt`, at another temperature than the cell's if one is given."""
-    return cast("list[Completion]", (yield Sample(prompt, n, temperature, tuple(pause), max_tokens, role=role)))
+    """Draw `n` fresh continuations of `prompt`, at another temperature or in other blocks than the cell's if given."""
+    request = Sample(prompt, n, temperature, tuple(pause), max_tokens, role=role, block=block)
+    return cast("list[Completion]", (yield request))
 
 
 def extend(
