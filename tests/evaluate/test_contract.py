@@ -29,8 +29,8 @@ SMALL = {"width": 2, "look": 3, "chunk": 3, "completions": 2, "steps": 2}
 
 GREEDY = {"greedy", "adaptive_best_of_n"}
 """At budget 1 these answer greedily; all others draw from the model."""
-RESAMPLING = {"particle_filter"}
-"""These drop right responses by chance: a perfect judge of whole responses helps them on average only."""
+RESAMPLING = {"particle_filter", "lookahead_search"}
+"""These drop right responses by chance, or for a rollout: a perfect judge of whole responses helps on average only."""
 
 
 def names(package):
