@@ -1,14 +1,15 @@
-"""Tree search over steps: pure functions on scores, prefixes and what is left of a budget."""
+"""Tree search over steps: what scores, prefixes and the rest of a budget come to."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
 
-from extratime.evaluate.program import Problem
+from extratime.evaluate.program import Problem, Program, extend
 from extratime.models.request import Completion
 
 
@@ -41,6 +42,14 @@ def affordable(problem: Problem, prefix: Completion, budget: int, spent: int) ->
     Whoever reads no more of them than that can always finish one of them.
     """
     return (budget * problem.max_tokens - spent) // (problem.max_tokens - prefix.n_tokens)
+
+
+def branch(problem: Problem, prefix: Completion, n: int, step: Sequence[str]) -> Program[tuple[list[Completion], int]]:
+    """Up to `n` distinct continuations of `prefix` by a step, and how many tokens they took."""
+    read = yield from extend([prefix] * n, pause=step)
+    spent = sum(said.n_tokens - prefix.n_tokens for said in read)
+    full = [said.finish == "pause" and said.n_tokens >= problem.max_tokens for said in read]
+    return distinct([replace(r, finish="length") if at else r for r, at in zip(read, full, strict=True)]), spent
 
 
 def distinct(completions: Sequence[Completion]) -> list[Completion]:

@@ -9,7 +9,8 @@ that there are N leaves in the end, which vote with their scores. W is rounded u
 the authors' code: rounding each by itself, as the paper writes it, changes the width. T_b → 0 follows the best
 node alone, T_b → ∞ is plain sampling. Nodes scored NaN or -inf are pruned; if all are, they share evenly.
 
-Budget law: N leaves of at most one full length each, shared prefixes read once.
+Budget law: N nodes a depth, shared prefixes read once: N full lengths at most where steps are equally long. What is
+pruned counts, too; beyond N full lengths nodes are cut off.
 """
 
 from __future__ import annotations

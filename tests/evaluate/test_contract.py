@@ -29,8 +29,8 @@ SMALL = {"width": 2, "look": 3, "chunk": 3, "every": 3, "completions": 2, "steps
 
 GREEDY = {"greedy", "adaptive_best_of_n"}
 """At budget 1 these answer greedily; all others draw from the model."""
-RESAMPLING = {"particle_filter", "particle_gibbs"}
-"""These drop right responses by chance: a perfect judge of whole responses helps them on average only."""
+RESAMPLING = {"lookahead_search", "particle_filter", "particle_gibbs"}
+"""These drop right responses by chance, or for a rollout: a perfect judge of whole responses helps on average only."""
 
 ASKING = {"archon", "iterative_agent_decoding", "plangen", "revision", "self_refine"}
 """These may answer with a reply to more than the problem: what they were told stands in its prompt."""
