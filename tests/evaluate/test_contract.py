@@ -32,7 +32,7 @@ GREEDY = {"greedy", "adaptive_best_of_n"}
 RESAMPLING = {"particle_filter"}
 """These drop right responses by chance: a perfect judge of whole responses helps them on average only."""
 
-ASKING = {"archon", "arcmemo", "plangen"}
+ASKING = {"archon", "arcmemo", "plangen", "sequential_feedback"}
 """These may answer with a reply to more than the problem: what they were told stands in its prompt."""
 
 

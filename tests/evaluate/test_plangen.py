@@ -187,6 +187,11 @@ def test_algorithms_are_asked_about_the_problem_itself_and_not_about_its_rewordi
     assert {id(problem) for problem in seen} == {id(P)} and len(seen) == 1 + 2 * 3
 
 
+def test_the_agents_are_not_the_policy():
+    with pytest.raises(ValueError, match="the role judge, not policy"):
+        next(plangen(P, 4, rng(), role="policy"))
+
+
 def test_rewards_are_between_nothing_and_one():
     told = [0.4, 1.7, -math.log(2), -math.inf, math.nan, math.inf]
     assert [reward(score) for score in told] == pytest.approx([0.4, 1.0, 0.5, 0.0, 0.0, 1.0])
