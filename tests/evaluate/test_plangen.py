@@ -175,16 +175,11 @@ def test_an_algorithm_that_does_not_mend_gives_way():
     assert ran == ["worse", "better", "better"]
 
 
-def test_algorithms_are_asked_about_the_problem_itself_and_not_about_its_rewording():
-    seen = []
-
-    def verify(problem, responses):
-        yield from ()
-        seen.append(problem)
-        return [0.1] * len(responses)
-
-    planned([], budget=12, verify=verify, algorithms=(best_of_n,))
-    assert {id(problem) for problem in seen} == {id(P)} and len(seen) == 1 + 2 * 3
+def test_plans_are_checked_against_the_problem_itself_and_not_against_its_rewording():
+    asked, _ = planned([0] * 12, algorithms=(best_of_n,))
+    draws, checks = ([ask.prompt.text for ask in asked if agent(ask) == kind] for kind in ("draw", "check"))
+    assert all("found wanting" in text for text in draws[1:]) and len(draws) == 4
+    assert not any("found wanting" in text for text in checks) and len(checks) >= 12
 
 
 def test_the_agents_are_not_the_policy():
