@@ -76,7 +76,12 @@ def plangen(
         alpha_div: weight of algorithms that were seldom run.
         alpha_rec: weight of algorithms that improved on failures.
         role: whose model the agents are.
+
+    Raises:
+        ValueError: the agents are the policy, whose budget is for plans.
     """
+    if role == "policy":
+        raise ValueError("plangen's agents are paid outside the budget: give them the role judge, not policy")
     [plan] = yield from sample(problem.prompt)
     told = "" if verify else (yield from listed(problem, role))
     judge = verify or functools.partial(against, told=told, role=role)
@@ -128,9 +133,13 @@ def _with(problem: Problem, feedback: str) -> Problem:
     return replace(problem, prompt=problem.turn(fill(AGAIN, feedback=feedback, problem=problem.question)))
 
 
-def _about(problem: Problem, judge: Verifier) -> Verifier:
+def _about(asked: Problem, judge: Verifier) -> Verifier:
     """`judge`, asked about the problem itself, however its prompt was worded."""
-    return lambda _, responses: judge(problem, responses)
+
+    def verify(problem: Problem, responses: Sequence[Completion]) -> Program[list[float]]:
+        return judge(asked, responses)
+
+    return verify
 
 
 def _described(algorithm: Algorithm) -> str:

@@ -114,5 +114,5 @@ def _check(problem: Problem, said: str, role: str) -> Program[Completion]:
 
 def _score(reply: Completion) -> float:
     """The last score that a check states, on [0, 1]."""
-    found = re.findall(r"score\W{0,4}?(-?\d+(?:\.\d+)?)", reply.text, flags=re.IGNORECASE)
+    found = re.findall(r"score\W{0,6}?(-?\d+(?:\.\d+)?)", reply.text, flags=re.IGNORECASE)
     return (min(100.0, max(-100.0, float(found[-1]))) + 100) / 200 if found else -math.inf

@@ -32,7 +32,15 @@ GREEDY = {"greedy", "adaptive_best_of_n"}
 RESAMPLING = {"lookahead_search", "particle_filter", "particle_gibbs"}
 """These drop right responses by chance, or for a rollout: a perfect judge of whole responses helps on average only."""
 
-ASKING = {"archon", "iterative_agent_decoding", "plangen", "revision", "self_refine"}
+ASKING = {
+    "archon",
+    "arcmemo",
+    "iterative_agent_decoding",
+    "plangen",
+    "revision",
+    "self_refine",
+    "sequential_feedback",
+}
 """These may answer with a reply to more than the problem: what they were told stands in its prompt."""
 
 
