@@ -40,7 +40,7 @@ class Mixture:
         """Logarithms of share × density of each component, shape (2, n)."""
         k, scale, ratio = self.shapes[:, None], self.scales[:, None], x / self.scales[:, None]
         with np.errstate(over="ignore"):
-            return np.log(self.shares[:, None] * k / scale) + xlogy(k - 1, ratio) - ratio**k
+            return np.asarray(np.log(self.shares[:, None] * k / scale) + xlogy(k - 1, ratio) - ratio**k)
 
     def means(self) -> Floats:
         """λ·Γ(1 + 1/k), shape (2,)."""

@@ -32,7 +32,7 @@ def multi_temperature(
     temperatures: Sequence[float] = GRID,
     within: float = 0.8,
     across: float = 1.0,
-    rounds: int = 1,
+    least: int = 1,
     verify: Verifier | None = None,
 ) -> Program[Answer]:
     """The answer on which the temperatures agree, else the majority's or the best of the pool.
@@ -44,7 +44,7 @@ def multi_temperature(
         temperatures: the grid.
         within: share of a temperature's responses that must agree.
         across: share of the temperatures that must agree; above 1 the whole budget is always spent.
-        rounds: at least so many before agreement counts. After one round each temperature is sure of its only answer.
+        least: rounds before agreement counts. After the first each temperature is sure of its only answer.
         verify: ranks the pool where the temperatures do not agree; None takes the majority.
     """
     if budget == 1:
@@ -59,7 +59,7 @@ def multi_temperature(
             responses.append(response)
             pools[i] += ballots(problem, [response])
         agreed = agreement(pools, within, across)
-        if agreed is not None and max(map(len, pools)) >= rounds:
+        if agreed is not None and max(map(len, pools)) >= least:
             voters = [vote == agreed for vote in ballots(problem, responses)]
             return elect_among(problem, responses, voters, f"agreed after {len(responses)} of {budget} draws")
     if verify:
