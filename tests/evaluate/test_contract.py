@@ -29,7 +29,7 @@ SMALL = {"width": 2, "look": 3, "chunk": 3, "completions": 2, "steps": 2}
 
 GREEDY = {"greedy", "adaptive_best_of_n"}
 """At budget 1 these answer greedily; all others draw from the model."""
-RESAMPLING = {"particle_filter", "particle_gibbs"}
+RESAMPLING = {"entropic_particle_filter", "parallel_tempering", "particle_filter", "particle_gibbs"}
 """These drop right responses by chance: a perfect judge of whole responses helps them on average only."""
 
 
