@@ -241,7 +241,7 @@ def _resampled(
         weights[open_] = 0.0
     ancestors = np.arange(weights.size)
     ancestors[open_] = open_[picks]
-    particles, scores = (tuple(items[a] for a in ancestors) for items in (last.particles, last.scores))
+    particles, scores = tuple(last.particles[a] for a in ancestors), tuple(last.scores[a] for a in ancestors)
     none = np.zeros(weights.size)
     return Generation(particles, scores, last.potentials[ancestors], none, weights, ancestors, last.dead or dead)
 

@@ -6,6 +6,7 @@ import math
 from itertools import accumulate
 
 import numpy as np
+from scipy.stats import binom
 from toy import problem, texts
 
 from extratime.evaluate.particles import State
@@ -14,6 +15,7 @@ from extratime.models.request import Completion, Sample, Sampling
 
 V, T = 3, 6
 PROBLEM = problem(max_tokens=40)
+SHORT = problem(max_tokens=12)
 
 
 class Model:
@@ -86,9 +88,10 @@ class Model:
         if not response.readable:
             return response
         self.drawn += 1
+        law = response.sampling or Sampling()
         text, raw, hot, piece = response.text, list(response.logprobs), list(response.tempered), " "
         while piece and not (pause and piece.endswith("\n") and len(text) > len(response.text)):
-            pieces, cumulative, raws, hots = self.tempered(text, response.sampling.temperature)
+            pieces, cumulative, raws, hots = self.tempered(text, law.temperature)
             i = min(bisect.bisect(cumulative, rng.random()), len(pieces) - 1)
             piece = pieces[i]
             raw.append(raws[i])
@@ -96,7 +99,7 @@ class Model:
             text += piece
         n, finish = len(raw), "pause" if piece else "eos"
         ids = tuple(range(n - (not piece)))
-        return Completion(response.prompt, text, n, ids, tuple(raw), tuple(hot), finish, response.sampling)
+        return Completion(response.prompt, text, n, ids, tuple(raw), tuple(hot), finish, law)
 
     def drive(self, program, rng):
         """What `program` returns when this model answers it."""
@@ -157,3 +160,40 @@ def marginals(target):
     for text, p in target.items():
         table[np.arange(T), letters(text)] += p
     return table / sum(target.values())
+
+
+@functools.cache
+def chain(seed=0, spread=1.0):
+    """One chain for all tests."""
+    return Chain(seed, spread)
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def response(text, finish="eos", n_tokens=None, **fields):
+    """A response to `SHORT` of one token a character."""
+    return Completion(SHORT.prompt, text, len(text) if n_tokens is None else n_tokens, finish=finish, **fields)
+
+
+def paused(*texts):
+    """Responses at the end of a step."""
+    return [response(text, "pause") for text in texts]
+
+
+def scored(table):
+    """A verifier that looks a response up by its text, and remembers what it was asked."""
+
+    def verify(problem, responses):
+        yield from ()
+        verify.asked.append([r.text for r in responses])
+        return [table(r.text) if callable(table) else table[r.text] for r in responses]
+
+    verify.asked = []
+    return verify
+
+
+def within(successes, p, n):
+    """Whether a count is inside the central 99.9 % of its binomial law."""
+    return binom.ppf(0.0005, n, p) <= successes <= binom.ppf(0.9995, n, p)

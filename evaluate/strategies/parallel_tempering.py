@@ -60,7 +60,7 @@ def parallel_tempering(
     finals: list[Generation] = []
     for _ in range(sweeps):
         seeds = rng.spawn(len(chains))
-        runs = [sweep(problem, n, seed, verify, *of) for seed, *of in zip(seeds, chains, held, strict=True)]
+        runs = [sweep(problem, n, seed, verify, rule, z) for seed, rule, z in zip(seeds, chains, held, strict=True)]
         histories = (yield from gather(runs)) if len(runs) > 1 else [(yield from runs[0])]
         held = swapped([retained(history, rng) for history in histories], temperatures, rng)
         finals.append(histories[-1][-1])

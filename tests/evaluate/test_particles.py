@@ -1,27 +1,19 @@
 """Particle strategies on models whose posteriors are enumerated: exact laws, then each rule step by step."""
 
-import functools
 import math
 from collections import Counter
 
 import numpy as np
 import pytest
-from chains import PROBLEM, Chain, Model, T, V, letters, marginals
+from chains import PROBLEM, Model, T, V, chain, letters, marginals, paused, response, rng, scored
+from chains import SHORT as P
 from scipy.stats import binom
-from toy import problem
 
 from extratime.evaluate import smc
 from extratime.evaluate.backward import graft, redrawn
 from extratime.evaluate.particles import Rule, State, retained, sweep, trace
 from extratime.evaluate.strategies.particle_gibbs import particle_gibbs
-from extratime.models.request import Completion, Sample
-
-P = problem(max_tokens=12)
-
-
-@functools.cache
-def chain(seed=0, spread=1.0):
-    return Chain(seed, spread)
+from extratime.models.request import Sample
 
 
 def estimates(model, rule, n, runs, target):
@@ -216,28 +208,6 @@ def test_an_average_over_later_sweeps_is_less_biased_than_one_filter():
 
 
 # --- particle Gibbs, step by step
-
-
-def response(text, finish="eos", n_tokens=None, **fields):
-    return Completion(P.prompt, text, len(text) if n_tokens is None else n_tokens, finish=finish, **fields)
-
-
-def paused(*texts):
-    return [response(text, "pause") for text in texts]
-
-
-def scored(table):
-    def verify(problem, responses):
-        yield from ()
-        verify.asked.append([r.text for r in responses])
-        return [table[r.text] for r in responses]
-
-    verify.asked = []
-    return verify
-
-
-def rng():
-    return np.random.default_rng(0)
 
 
 @pytest.mark.parametrize(
