@@ -39,11 +39,12 @@ class Rule:
             competes with the weight it has, or keeps its place and its weight.
         resample: the scheme.
         ess: resample when the effective sample size is at most this share of the particles.
-        anneal: temperature of the resampling, from normalised weights and the share of rounds gone.
+        anneal: temperature of the resampling, from normalised weights and the steps made.
         corrected: whether particles carry on the part of their weight that an annealed resampling has left.
         ahead: whether particles are resampled by one more step, drawn for that purpose and thrown away.
         step: strings that end a step.
         rounds: steps after which every particle is read to its end, ≥ 1.
+        temperature: of the draws; None keeps the cell's own.
     """
 
     reading: smc.Reading = "odds"
@@ -52,11 +53,12 @@ class Rule:
     finished: Literal["compete", "absorb", "freeze"] = "absorb"
     resample: smc.Resampler = "multinomial"
     ess: float = 1.0
-    anneal: Callable[[smc.Floats, float], float] = lambda weights, progress: 1.0
+    anneal: Callable[[smc.Floats, int], float] = lambda weights, t: 1.0
     corrected: bool = False
     ahead: bool = False
     step: tuple[str, ...] = ("\n",)
     rounds: int = 40
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.taus) <= 0 or self.rounds < 1:
@@ -126,7 +128,7 @@ def sweep(
     """
     free = n - bool(held)
     parents = _root(problem, n)
-    drawn = yield from sample(problem.prompt, free, pause=rule.step)
+    drawn = yield from sample(problem.prompt, free, temperature=rule.temperature, pause=rule.step)
     history = [(yield from _weighed(problem, drawn, verify, rule, held[:1], parents, 0))]
     for t in range(1, rule.rounds + 1):
         last = history[-1]
@@ -232,14 +234,14 @@ def _resampled(
     p, dead = smc.normalise(law)
     picks = np.arange(n)
     if smc.effective_sample_size(p) <= rule.ess * n * (1 + 1e-9):
-        annealed = law / rule.anneal(p, t / rule.rounds)
+        annealed = law / rule.anneal(p, t)
         picks[: n - pinned] = smc.RESAMPLERS[rule.resample](smc.normalise(annealed)[0], n - pinned, rng)
         weights[open_] = smc.carry(mine, annealed if rule.corrected else law, picks)
     if dead:
         weights[open_] = 0.0
     ancestors = np.arange(weights.size)
     ancestors[open_] = open_[picks]
-    particles, scores = (tuple(items[a] for a in ancestors) for items in (last.particles, last.scores))
+    particles, scores = tuple(last.particles[a] for a in ancestors), tuple(last.scores[a] for a in ancestors)
     none = np.zeros(weights.size)
     return Generation(particles, scores, last.potentials[ancestors], none, weights, ancestors, last.dead or dead)
 

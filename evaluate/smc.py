@@ -43,6 +43,35 @@ def entropy(weights: Floats) -> float:
     return 1.0 if weights.size == 1 else float(-np.sum(some * np.log(some)) / np.log(weights.size))
 
 
+def annealed(
+    weights: Floats,
+    progress: float,
+    by: Literal["ess", "entropy", "base"] = "ess",
+    below: float = 0.5,
+    early: float = 0.5,
+    top: float = 2.0,
+) -> float:
+    """Temperature ≥ 1 of an annealed resampling (arXiv 2510.05825, entropic annealing).
+
+    With e the effective share ESS/n, H the entropy and ρ the progress: max(1, (1 − ρ)/e), max(1, 1/(H + (1 − H)ρ)) or
+    max(1, top − ρ), as long as e < `below` and ρ < `early`; else 1.
+
+    Args:
+        weights: normalised.
+        progress: share of the steps that have been made.
+        by: which of the three.
+        below: effective share from which on nothing is annealed.
+        early: progress from which on nothing is annealed.
+        top: for "base".
+    """
+    share, spread = effective_sample_size(weights) / weights.size, entropy(weights)
+    if share >= below or progress >= early:
+        return 1.0
+    base = spread + (1 - spread) * progress
+    told = {"ess": (1 - progress) / share, "entropy": 1 / base if base else np.inf, "base": top - progress}
+    return float(max(1.0, told[by]))
+
+
 def log_mean(log_weights: npt.ArrayLike) -> float:
     """Logarithm of the mean of exp(log_weights); -inf if all weights are zero. NaN counts as -inf."""
     lw = np.asarray(log_weights, dtype=np.float64)

@@ -5,7 +5,10 @@
                   with the weight its prefix had there, may be copied from there, and is never overwritten
 
 Each sweep leaves p(x) ∏ g_t(x_{1:t}) as it is, for any N ≥ 2, so that the bias of a small filter wears off. Only the
-slots beside z are resampled, independently; finished particles keep the weight they have.
+slots beside z are resampled, independently; finished particles keep the weight they have. With `backward` the prefixes
+of z are drawn anew before the next sweep (the kernel inside arXiv 2301.00900): early steps then change far more often
+where the rest of a response makes sense behind another's beginning. Among steps that hang on a state alone, such as a
+running total, it does; in prose hardly ever.
 
 Budget law: J sweeps of `budget` / J particles; what the division leaves goes to the first sweep. Where that would be
 fewer than two particles a sweep there are fewer sweeps.
@@ -19,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from extratime.evaluate import smc
+from extratime.evaluate.backward import redrawn
 from extratime.evaluate.particles import Choice, Generation, Rule, State, decide, retained, sweep
 from extratime.evaluate.program import Answer, Problem, Program, Verifier
 from extratime.evaluate.verifiers.likelihood import likelihood
@@ -31,6 +35,7 @@ def particle_gibbs(
     verify: Verifier = likelihood,
     sweeps: int = 4,
     burn: int = 0,
+    backward: bool = False,
     tau: float = 1.0,
     reading: smc.Reading = "odds",
     weighting: Literal["fresh", "ratio"] = "fresh",
@@ -47,6 +52,7 @@ def particle_gibbs(
         verify: scores prefixes in [0, 1]; negative scores are read as log-probabilities.
         sweeps: at most so many; published 4, of 16 particles each.
         burn: sweeps whose particles do not count in the end; the last one always counts.
+        backward: whether the prefixes of z are drawn anew; costs no draws, but scores of many splices.
         tau: resampling temperature, > 0; published 1.
         reading: as in `particle_filter`.
         weighting: as in `particle_filter`.
@@ -63,5 +69,8 @@ def particle_gibbs(
         history = yield from sweep(problem, n, rng, verify, rule, held)
         finals.append(history[-1])
         if k < sweeps - 1:
-            held = retained(history, rng)
+            if backward:
+                held = yield from redrawn(problem, history, verify, rule, rng)
+            else:
+                held = retained(history, rng)
     return decide(problem, finals[min(burn, sweeps - 1) :], rng, choose, f"{choose} of {sweeps} sweeps")

@@ -29,7 +29,13 @@ SMALL = {"width": 2, "look": 3, "chunk": 3, "every": 3, "completions": 2, "steps
 
 GREEDY = {"greedy", "adaptive_best_of_n"}
 """At budget 1 these answer greedily; all others draw from the model."""
-RESAMPLING = {"lookahead_search", "particle_filter", "particle_gibbs"}
+RESAMPLING = {
+    "entropic_particle_filter",
+    "lookahead_search",
+    "parallel_tempering",
+    "particle_filter",
+    "particle_gibbs",
+}
 """These drop right responses by chance, or for a rollout: a perfect judge of whole responses helps on average only."""
 
 ASKING = {
