@@ -242,6 +242,8 @@ def test_what_does_not_fit_fails_alone():
             on.submit("w", wrong)
     with pytest.raises(ValueError, match="names no mask token"):
         DiffusionEngine(Loaded(model(), WORDS, "x", "here"))
+    with pytest.raises(ValueError, match="merge adapters"):
+        DiffusionEngine(Loaded(Tabular(EVEN), WORDS, "x", "here", {"self_eval": "y"}))
 
 
 # --- through the scheduler
