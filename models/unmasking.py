@@ -68,8 +68,8 @@ class Unmasking(Sampling):
 
     def at(self, temperature: float) -> Sampling:
         """The same law at another temperature; at 0 the cuts do not matter, the schedule does."""
-        cuts = {} if temperature else {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
-        return replace(self, temperature=temperature, **cuts)
+        whole = self if temperature else replace(self, top_p=1.0, top_k=0, min_p=0.0)
+        return replace(whole, temperature=temperature)
 
     def in_blocks(self, block: int) -> Sampling:
         """The same law with blocks of so many tokens."""

@@ -3,7 +3,7 @@
 The model is a plain transformers architecture that is read without a causal mask: every token sees every other. A
 draw begins as masks and is written block by block; a block that is complete is never changed, so a path that was read
 in part is extended from there, and one whose block holds an end token goes no further. A step's randomness is
-`uniforms(seed, step · length + place)`, so a draw hangs neither on its batch mates nor on how often it was
+`uniforms(seed, step in its block · length + place)`, so a draw hangs neither on batch mates nor on how often it was
 interrupted, beyond floating-point noise. The mask itself is never drawn.
 
 Counting: each step sends the whole text through the model. `Work.decode` is the number of tokens written, those of a
@@ -257,7 +257,7 @@ def propose(logits: Tensor, canvas: Canvas) -> list[Proposal]:
         canvas: the draw.
     """
     law, places, seed = canvas.law, canvas.masked(), canvas.draw.seed
-    first = (canvas.read // law.block * len(law.counts) + canvas.step) * law.length
+    first = canvas.step * law.length
     chance = [uniforms(seed, first + place, 1)[0] for place in places]
     laws = Laws.of([law] * len(places), logits.device)
     tokens, raw, tempered = pick(logits, laws, torch.tensor(chance, dtype=torch.float64, device=logits.device))

@@ -242,6 +242,8 @@ def test_what_does_not_fit_fails_alone():
             on.submit("w", wrong)
     with pytest.raises(ValueError, match="names no mask token"):
         DiffusionEngine(Loaded(model(), WORDS, "x", "here"))
+    with pytest.raises(ValueError, match="merge adapters"):
+        DiffusionEngine(Loaded(Tabular(EVEN), WORDS, "x", "here", {"self_eval": "y"}))
 
 
 # --- through the scheduler
@@ -331,8 +333,8 @@ def test_a_model_of_a_folder_draws_alike_alone_and_in_company(tmp_path):
         replies = {}
         while len(replies) < 6:
             replies |= dict(on.poll())
-        both.append({seed: reply.tokens for seed, reply in replies.items()})
-    assert both[0] == both[1] and all(len(tokens) == 16 for tokens in both[0].values())
+        both.append({seed: (reply.tokens, reply.eos) for seed, reply in replies.items()})
+    assert both[0] == both[1] and all(eos or len(tokens) == 16 for tokens, eos in both[0].values())
     assert len(set(both[0].values())) == 6
 
 
