@@ -1,4 +1,4 @@
-"""The command line: `extratime train | evaluate | import | report | allocate`."""
+"""The command line: `extratime train | evaluate | import | report | allocate | tune`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ examples:
   extratime report runs/demo
   extratime report --training runs/constant runs/cosine
   extratime allocate runs/demo --by 'best_of_n(self_eval)'
+  extratime tune recipes/tune/sums.yaml --set tune.trials=20
 """
 
 
@@ -72,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _override_argument(report)
     _allocate_parser(commands)
+    tune = commands.add_parser(
+        "tune", help="search strategies and their options; show the holdout through a guard only"
+    )
+    _recipe_arguments(tune)
     return parser
 
 
@@ -221,6 +226,14 @@ def _allocate(args: argparse.Namespace, rest: list[str]) -> None:
     print(f"written: {compute_optimal.write(run, curve)}")
 
 
+def _tune(args: argparse.Namespace, rest: list[str]) -> None:
+    try:
+        from extratime.evaluate.tune import as_text, tune
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"{error.name} is not installed: pip install 'extratime[tune]'") from error
+    print(as_text(tune(args.recipe, args.overrides)))
+
+
 def _show(folder: Path) -> None:
     from extratime.evaluate.report.page import report
 
@@ -229,7 +242,14 @@ def _show(folder: Path) -> None:
     print(f"page: {page.resolve()}")
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "import": _import, "report": _report, "allocate": _allocate}
+COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "import": _import,
+    "report": _report,
+    "allocate": _allocate,
+    "tune": _tune,
+}
 
 
 if __name__ == "__main__":

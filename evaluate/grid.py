@@ -233,6 +233,15 @@ def read_recipe(file: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: names the file and the key.
     """
+    raw = read_raw(file, overrides)
+    try:
+        return parse(raw)
+    except RecipeError as error:
+        raise RecipeError(f"{file}: {error}") from error
+
+
+def read_raw(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a recipe, overrides applied; see `read_recipe`."""
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -243,10 +252,7 @@ def read_recipe(file: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{file}: a recipe is a mapping of keys, not {type(raw).__name__}")
     for override in overrides:
         _override(raw, override)
-    try:
-        return parse(raw)
-    except RecipeError as error:
-        raise RecipeError(f"{file}: {error}") from error
+    return raw
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

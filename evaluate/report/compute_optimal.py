@@ -27,7 +27,7 @@ from extratime.evaluate.report import page, tables
 from extratime.evaluate.report.figures import figure
 from extratime.evaluate.report.leaderboard import Key, Row, cells, leaderboard, plain
 from extratime.evaluate.report.pools import Pools, largest, verifiers
-from extratime.evaluate.report.read import Run
+from extratime.evaluate.report.read import Result, Run
 from extratime.evaluate.report.words import p_value, percent, short
 from extratime.evaluate.stats import Array, Ints
 from extratime.models.manifest import write_json
@@ -145,18 +145,18 @@ def compute_optimal(
     """
     by = by or next(iter(verifiers(_plain(run), run.responses)), "")
     table = _table(run, by, look)
-    edges = tuple(sorted(edges, reverse=True)) or tuple(quantile_edges(table.difficulty, bins))
-    places = np.array([bin_of(value, edges) for value in table.difficulty])
+    between = tuple(sorted(edges, reverse=True)) or tuple(quantile_edges(table.difficulty, bins))
+    places, count = np.array([bin_of(value, between) for value in table.difficulty]), len(between) + 1
     caps = table.caps(terms)
     if not caps:
         raise ValueError(f"no budget of the run pays for a pilot of {look}, or none has plain draws: lower --look")
     half = halves(places, np.random.default_rng(0))
-    points = tuple(_point(table, n, terms, cap, places, len(edges) + 1, half, resamples) for n, cap in caps.items())
-    sizes = tuple(int(size) for size in np.bincount(places, minlength=len(edges) + 1))
-    return Curve(by, terms, table.look, edges, sizes, points)
+    points = tuple(_point(table, n, terms, cap, places, count, half, resamples) for n, cap in caps.items())
+    sizes = tuple(int(size) for size in np.bincount(places, minlength=count))
+    return Curve(by, terms, table.look, between, sizes, points)
 
 
-def _plain(run: Run) -> list[Any]:
+def _plain(run: Run) -> list[Result]:
     return [r for r in run.results if plain(run, r.strategy) and r.strategy not in run.oracles]
 
 
@@ -239,9 +239,9 @@ def entry(run: Run, curve: Curve, point: Point) -> dict[str, Any] | None:
     named = [said.get(label, (run.name(label), {})) for label, _ in point.choices]
     choices = [{name: _bare(options)} for name, options in named]
     verify = said.get(curve.by, ("", {}))[1].get("verify")
-    options = {"strategies": choices, "edges": list(curve.edges), "most": [most for _, most in point.choices]}
-    told = {"verify": verify} if verify else {}
-    return {"by_difficulty": told | options | {"look": curve.look, "budgets": [point.budget]}}
+    told: dict[str, Any] = {"verify": verify} if verify else {}
+    told |= {"strategies": choices, "edges": list(curve.edges), "most": [most for _, most in point.choices]}
+    return {"by_difficulty": told | {"look": curve.look, "budgets": [point.budget]}}
 
 
 def _entries(run: Run) -> list[dict[str, dict[str, Any]]]:

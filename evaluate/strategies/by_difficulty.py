@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,9 @@ def by_difficulty(
 
 def supplied(problem: Problem, program: Program[Answer], draws: Sequence[Completion]) -> Program[Answer]:
     """`program`, whose first plain draws are `draws`, as far as they go."""
-    left, step, value = list(draws), program.send, None
+    left = list(draws)
+    value: Any = None
+    step: Callable[[Any], Any] = program.send
     while True:
         try:
             request = step(value)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extratime.evaluate.grid import RecipeError, bind, columns, parse, read_recipe
+from extratime.evaluate.grid import RecipeError, bind, columns, parse, read_raw, read_recipe
 from extratime.evaluate.program import Problem
+from extratime.evaluate.spaces import fill
 from extratime.models.request import Completion, Prompt
 from extratime.train import run
 
@@ -105,6 +106,11 @@ def test_a_manifest_s_words_are_defaults_that_a_recipe_may_change(options, expec
     assert (asked.adapter, asked.question, asked.targets) == expected
 
 
+def low(name, kind, said, default):
+    """The first of every space."""
+    return said[0]
+
+
 @pytest.mark.parametrize(
     "file", sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml")), ids=lambda f: f.name
 )
@@ -113,6 +119,12 @@ def test_recipes_that_come_with_the_package_can_be_read(file):
     if kind in ("evaluate", "rollouts", "step_labels"):
         recipe = read_recipe(file)
         assert all(bind(column.spec, {}) for column in columns(recipe))
+    elif kind == "tune":
+        raw = read_raw(file) | {"tune": None}
+        del raw["tune"]
+        for entry in raw["strategies"]:
+            candidate = fill({**raw, "strategies": [entry]}, low)
+            assert all(bind(column.spec, {}) for column in columns(parse(candidate)))
     elif kind != "accelerate":
         recipe = importlib.import_module(f"extratime.train.{kind}")
         words = ["--config", str(file)]
