@@ -73,9 +73,8 @@ def iterative_agent_decoding(
     while spent + price < budget and max(scores) < enough and idle != patience:
         told = yield from _told(problem, pool, scores, feedback, critic, critique)
         text = fill(prompt, question=problem.question, feedback=told) if told else ""
-        drawn = yield from ask(
-            problem, problem.turn(text) if told else problem.prompt, min(samples, budget - len(pool))
-        )
+        asked = problem.turn(text) if told else problem.prompt
+        drawn = yield from ask(problem, asked, min(samples, budget - spent - price))
         fresh = ranked(problem, drawn, (yield from verify(problem, drawn)))
         idle = 0 if max(fresh) > max(scores) else idle + 1
         pool, scores, spent = [*pool, *drawn], [*scores, *fresh], spent + len(drawn) + price

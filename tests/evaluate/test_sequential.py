@@ -236,8 +236,8 @@ def test_feedback_by_kind():
     texts = ["a=1", "b=2", "carry the one", "c=3", "d"]
     first, critic, second = iad(4, weighing(SCORES), texts, samples=2, feedback="critique")[0]
     assert critic.role == "judge" and "a=1" in critic.prompt.text and critic.prompt.ids is None
-    own = iad(5, weighing(SCORES), texts, samples=2, feedback="critique", critic="policy")[0]
-    assert [(r.role, r.n) for r in own] == [("policy", 2), ("policy", 1), ("policy", 2)]
+    own = iad(4, weighing(SCORES), texts, samples=2, feedback="critique", critic="policy")[0]
+    assert [(r.role, r.n) for r in own] == [("policy", 2), ("policy", 1), ("policy", 1)]
     assert len(iad(3, weighing(SCORES), texts, samples=2, feedback="critique", critic="policy")[0]) == 1
     assert "carry the one" in second.prompt.text and (first.role, second.role) == ("policy", "policy")
 
@@ -484,6 +484,8 @@ def test_merging_by_the_critic_shows_answers_without_thinking_and_is_paid_for():
 def test_the_policys_own_reflection_stands_for_a_critique():
     asked, _ = recursion(4, "<one>[my fault]=1", "two", "=2", reflect=("[", "]"))
     assert len(asked) == 3 and "my fault" in asked[1].prompt.text
+    asked, _ = recursion(7, "<one>[my fault]=1", "two", "[my haste]=2", "three", "=2", reflect=("[", "]"))
+    assert len(asked) == 5 and "my haste" in asked[3].prompt.text and "my fault" not in asked[3].prompt.text
     assert len(recursion(4, "<one>=1", "bad", "two", "=2", reflect=("[", "]"))[0]) == 4, (
         "without one the critic is asked"
     )
