@@ -8,8 +8,8 @@ after `patience` rounds without a better one.
 A response from which no answer can be read ranks below all others and is never shown; neither is a weakest attempt
 that scores as high as the best, or says the same.
 
-Budget law: at most `budget` full-length samples, in rounds of `samples`; what the role `critic` writes is no part of
-it unless that is the policy. Each round's prompt is read anew and holds up to two responses.
+Budget law: at most `budget` full-length samples, in rounds of `samples`; a critique is one of them where the policy is
+its own critic. Each round's prompt is read anew and holds up to two responses.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def iterative_agent_decoding(
 
     Args:
         problem: what to answer.
-        budget: draws in all.
+        budget: see the budget law.
         rng: not used.
         verify: scores complete responses.
         samples: draws of a round; 2 to 6 in the paper, with 3 or 4 rounds.
@@ -69,16 +69,15 @@ def iterative_agent_decoding(
     """
     pool = yield from sample(problem.prompt, min(samples, budget))
     scores = ranked(problem, pool, (yield from verify(problem, pool)))
-    idle = 0
-    while len(pool) < budget and max(scores) < enough and idle != patience:
+    idle, spent, price = 0, len(pool), int(feedback == "critique" and critic == "policy")
+    while spent + price < budget and max(scores) < enough and idle != patience:
         told = yield from _told(problem, pool, scores, feedback, critic, critique)
         text = fill(prompt, question=problem.question, feedback=told) if told else ""
-        drawn = yield from ask(
-            problem, problem.turn(text) if told else problem.prompt, min(samples, budget - len(pool))
-        )
+        asked = problem.turn(text) if told else problem.prompt
+        drawn = yield from ask(problem, asked, min(samples, budget - spent - price))
         fresh = ranked(problem, drawn, (yield from verify(problem, drawn)))
         idle = 0 if max(fresh) > max(scores) else idle + 1
-        pool, scores = [*pool, *drawn], [*scores, *fresh]
+        pool, scores, spent = [*pool, *drawn], [*scores, *fresh], spent + len(drawn) + price
     return best(pool, scores, f"highest score of {len(pool)} draws")
 
 

@@ -24,7 +24,18 @@ from extratime.models.request import Draw, Failure
 
 BUDGETS = (1, 2, 4, 16)
 LENGTH = 10
-SMALL = {"width": 2, "look": 3, "chunk": 3, "every": 3, "completions": 2, "steps": 2, "window": 2, "warmup": 2}
+SMALL = {
+    "width": 2,
+    "look": 3,
+    "chunk": 3,
+    "every": 3,
+    "completions": 2,
+    "steps": 2,
+    "window": 2,
+    "warmup": 2,
+    "think": ("<", ">"),
+    "relative_cost": 0,
+}
 """Options that suit responses of six to eight tokens, for every strategy that has them."""
 
 GREEDY = {"greedy", "adaptive_best_of_n"}
@@ -37,6 +48,9 @@ RESAMPLING = {
     "particle_gibbs",
 }
 """These drop right responses by chance, or for a rollout: a perfect judge of whole responses helps on average only."""
+
+UNVERIFIED = {"solve_then_verify"}
+"""These ask no verifier about a single response."""
 
 ASKING = {
     "archon",
@@ -364,8 +378,9 @@ def test_where_every_draw_is_refused_every_cell_says_so(name, verifier):
 def test_where_every_question_is_refused_every_cell_says_so(name):
     engine = toy(functools.partial(Refusing, share=0, questions=True))
     for verifier in ("self_eval", "reward_model", "generative"):
-        results = run(engine, grid(built(name, verifier), problems="p"))
-        assert len(results) == 8
+        budgets = BUDGETS[1:] if name in UNVERIFIED else BUDGETS
+        results = run(engine, grid(built(name, verifier), budgets, problems="p"))
+        assert len(results) == 2 * len(budgets)
         for result in results:
             asked = "refused a Score" if verifier == "reward_model" else "refused a Probe"
             assert result.error == asked and result.answer.response.finish == "failed"

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,14 @@ from extratime.evaluate.program import Gather
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.iterative_agent_decoding import extremes, iterative_agent_decoding
+from extratime.evaluate.strategies.recursive_reasoning import recursive_reasoning, section, thought
 from extratime.evaluate.strategies.revision import hierarchical, revise, revision, width
 from extratime.evaluate.strategies.self_refine import content, self_refine
+from extratime.evaluate.strategies.solve_then_verify import allocation, solve_then_verify
 from extratime.evaluate.verifiers.oracle import oracle
-from extratime.models.request import Completion, Sample, path_seed
+from extratime.models.judge import Judge
+from extratime.models.paths import path_seed
+from extratime.models.request import Completion, Sample
 
 P = problem(max_tokens=12)
 RUNS = 250
@@ -232,6 +237,9 @@ def test_feedback_by_kind():
     texts = ["a=1", "b=2", "carry the one", "c=3", "d"]
     first, critic, second = iad(4, weighing(SCORES), texts, samples=2, feedback="critique")[0]
     assert critic.role == "judge" and "a=1" in critic.prompt.text and critic.prompt.ids is None
+    own = iad(4, weighing(SCORES), texts, samples=2, feedback="critique", critic="policy")[0]
+    assert [(r.role, r.n) for r in own] == [("policy", 2), ("policy", 1), ("policy", 1)]
+    assert len(iad(3, weighing(SCORES), texts, samples=2, feedback="critique", critic="policy")[0]) == 1
     assert "carry the one" in second.prompt.text and (first.role, second.role) == ("policy", "policy")
 
 
@@ -422,3 +430,181 @@ def test_accuracy_follows_the_critics_errors(finds, alarms):
         calls = 2 * len(pool) - (len(pool) == 3)
         assert result.cost.generated == 2 * calls, "what stops early is not paid for"
         assert alarms or "1" not in pool[:-1]
+
+
+# --- recursive reasoning
+
+MARKS = ("<", ">")
+
+
+def test_the_thinking_stands_before_its_last_end():
+    assert thought("<a>=1", MARKS) == "a" and thought("<a> <b> c", MARKS) == "a b"
+    assert thought("a b", MARKS) == "a b" and thought("<a", MARKS) == "a" and thought("a>b", MARKS) == "a"
+
+
+def test_a_section_is_the_last_that_is_whole():
+    assert section("x[a]y[b]z", ("[", "]")) == "b"
+    assert section("x[a]y[b", ("[", "]")) == section("xa]", ("[", "]")) == section("", ("[", "]")) == ""
+
+
+def recursion(budget, *texts, **options):
+    left = iter(texts)
+
+    def say(request, i):
+        return response((request.along[0].text if request.along else "") + next(left))
+
+    return steps(recursive_reasoning(replace(P, max_tokens=64), budget, rng(), think=MARKS, **options), say)
+
+
+def test_each_round_criticises_rewrites_and_answers_again():
+    asked, answer = recursion(7, "<alpha>=1", "bad", "beta", "=2", "worse", "<gamma>", "=2")
+    assert [r.text for r in answer.pool] == ["<alpha>=1", "<beta>=2", "<gamma>=2"]
+    assert answer.response.text == "<beta>=2"
+    first, critique, rewriting, again, second = asked[:5]
+    assert first.prompt == P.prompt and again.along[0].text == "<beta>" and again.along[0].prompt == P.prompt
+    assert "alpha" in critique.prompt.text and "alpha" in rewriting.prompt.text and "bad" in rewriting.prompt.text
+    assert "beta" in second.prompt.text and "alpha" not in second.prompt.text
+    assert "=1" not in critique.prompt.text, "the critic sees no answer"
+
+
+@pytest.mark.parametrize(("budget", "own", "others"), [(1, 0, 0), (3, 0, 2), (4, 1, 2), (7, 2, 2), (99, 2, 2)])
+def test_rounds_of_reasoning_that_are_paid_for(budget, own, others):
+    texts = ["<x>=0"] + [text for i in range(1, 4) for text in ("hm", "y", f"={i}")]
+    assert recursion(budget, *texts, merge="last")[1].response.text.endswith(f"={own}")
+    asked, answer = recursion(budget, *texts, merge="last", critic="judge")
+    assert answer.response.text.endswith(f"={others}")
+    assert [r.role for r in asked] == ["policy"] + ["judge", "judge", "policy"] * others
+
+
+def test_merging_by_the_critic_shows_answers_without_thinking_and_is_paid_for():
+    asked, answer = recursion(5, "<one>=1", "bad", "two", "=2", "so =3", merge="critic")
+    assert answer.response.text == "so =3" and "[1] =1\n\n[2] =2" in asked[-1].prompt.text
+    assert len(recursion(4, "<one>=1", merge="critic")[0]) == 1
+
+
+def test_the_policys_own_reflection_stands_for_a_critique():
+    asked, _ = recursion(4, "<one>[my fault]=1", "two", "=2", reflect=("[", "]"))
+    assert len(asked) == 3 and "my fault" in asked[1].prompt.text
+    asked, _ = recursion(7, "<one>[my fault]=1", "two", "[my haste]=2", "three", "=2", reflect=("[", "]"))
+    assert len(asked) == 5 and "my haste" in asked[3].prompt.text and "my fault" not in asked[3].prompt.text
+    assert len(recursion(4, "<one>=1", "bad", "two", "=2", reflect=("[", "]"))[0]) == 4, (
+        "without one the critic is asked"
+    )
+
+
+def test_thinking_that_is_empty_or_too_long_ends_the_rounds():
+    for text in ("", "x" * 99):
+        asked, answer = recursion(7, "<one>=1", "bad", text)
+        assert len(asked) == 3 and answer.response.text == "<one>=1"
+
+
+def reasoning(names_fault):
+    """Three steps, each right with probability 0.6, and the answer that they give; a critic that names the first fault
+    and mends it, or nothing."""
+
+    def law(prompt, text):
+        if "Say briefly" in prompt:
+            return {"": 1.0} if text else {"mend" if names_fault else "hm": 1.0}
+        thinking = re.findall(r"thinks about this problem:\n([yn]+)", prompt)
+        if thinking:
+            said = thinking[0].replace("n", "y", 1) if "mend" in prompt else thinking[0]
+            return {"": 1.0} if text else {said: 1.0}
+        said = (prompt + text).rpartition("?")[2]
+        if not said:
+            return {f"<{''.join(row)}>": math.prod(0.6 if step == "y" else 0.4 for step in row) for row in ROWS}
+        return {"": 1.0} if "=" in said else {"=2" if "n" in said else "=1": 1.0}
+
+    return law
+
+
+ROWS = list(itertools.product("yn", repeat=3))
+
+
+@pytest.mark.parametrize(("rounds", "merge"), [(1, "last"), (2, "last"), (2, "vote")])
+def test_a_critic_that_names_the_first_fault_mends_one_a_round(rounds, merge):
+    strategy = functools.partial(recursive_reasoning, rounds=rounds, merge=merge, think=MARKS)
+    mended = {"last": rounds, "vote": 1}[merge]  # two of three answers are right after one fault at most
+    budget = 1 + 3 * rounds
+    for told, most in ((True, mended), (False, 0)):
+        results = repeated(strategy, budget, reasoning(told), n=300, max_tokens=16)
+        assert within(right(results), binom.cdf(most, 3, 0.4), 300)
+        assert all(len(r.answer.pool) == 1 + rounds for r in results)
+    # A draft is 3 tokens, a critique and a rewriting 2 each, an answer after the words put 2.
+    assert {r.cost.generated for r in results} == {3 + 6 * rounds}
+
+
+# --- solving and verifying
+
+
+@pytest.mark.parametrize(
+    ("budget", "cost", "votes", "found"),
+    [
+        (1, 1, None, (1, 0)),
+        (3, 1, None, (3, 0)),
+        (4, 1, None, (2, 1)),
+        (16, 1, None, (4, 3)),
+        (64, 1, None, (10, 5)),
+        (256, 2, None, (13, 9)),
+        (16, 2, 1, (5, 1)),
+        (16, 1, 32, (2, 7)),
+        (16, 0, 32, (16, 32)),
+        (11, 0.1, 1, (10, 1)),
+        (16, 1, 0, (16, 0)),
+    ],
+)
+def test_solutions_and_verifications_out_of_one_budget(budget, cost, votes, found):
+    n, v = allocation(budget, cost, votes)
+    assert (n, v) == found and n * (1 + cost * v) <= budget + 1e-6
+
+
+def test_a_negative_cost_is_refused():
+    with pytest.raises(ValueError, match="at least 0"):
+        allocation(4, -1)
+
+
+def verifying(prompt, text):
+    """One of many solutions, right with probability 0.3; a rationale of three tokens before each verdict."""
+    if prompt.startswith("Judge "):
+        return {"h": 1.0} if len(text) < 2 else {Judge().opener: 1.0}
+    if text:
+        return {"": 1.0}
+    return {f"{i}={a}": p / 1000 for i in range(1000) for a, p in (("1", 0.3), ("2", 0.5), ("3", 0.2))}
+
+
+def verified(budget, n=250, **options):
+    def yes(said, adapter):
+        return 0.9 if re.search(r"=1\b", said.prompt.text) else 0.2
+
+    return repeated(
+        functools.partial(solve_then_verify, **options),
+        budget,
+        None,
+        n,
+        engine=ToyEngine(verifying, slots=64, yes=yes),
+    )
+
+
+def test_counted_tokens_are_those_of_the_cost_law():
+    """T_S = 2 and T_V = 3, so λ = 1.5: tokens are T_S·S(1 + λV), where no two solutions are equal."""
+    for budget in (1, 4, 16, 40):
+        n, v = allocation(budget, 1.5)
+        for result in verified(budget, n=20, relative_cost=1.5):
+            distinct = len({r.text for r in result.answer.pool})
+            assert len(result.answer.pool) == n and result.cost.generated == 2 * n
+            assert result.cost.judged == 3 * v * distinct and distinct >= n - 2
+            assert result.cost.decoded <= 2 * budget
+
+
+def test_a_verifier_that_knows_makes_accuracy_pass_at_s_and_without_one_it_is_the_majority():
+    assert allocation(8, 1.5, 2) == (2, 2)
+    for select in ("best", "vote"):
+        assert within(right(verified(8, relative_cost=1.5, votes=2, select=select)), 1 - 0.7**2)
+    assert allocation(3, 1.5, 2) == (3, 0)
+    majority = 0.3**3 + 3 * 0.3**2 * 0.7 + 0.3 * 2 * 0.5 * 0.2  # a tie of three goes to the first
+    assert within(right(verified(3, relative_cost=1.5, votes=2)), majority)
+
+
+def test_solutions_without_an_answer_never_win_and_other_verifiers_are_asked_once():
+    verify = weighing({"a": 0.9, "b=1": 0.2, "c=2": 0.3})
+    answer = steps(solve_then_verify(P, 12, rng(), verify, votes=3), saying("a", "b=1", "c=2"))[1]
+    assert answer.response.text == "c=2" and answer.weights == (-math.inf, 0.2, 0.3) and len(verify.asked) == 1
