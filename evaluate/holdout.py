@@ -126,7 +126,8 @@ class Holdout:
     @property
     def left(self) -> int | None:
         """Corrections left; None before the first query."""
-        return self._kept()["guard"].get("left")
+        left: int | None = self._kept()["guard"].get("left")
+        return left
 
     def _kept(self) -> Mapping[str, Any]:
         if not self.file.exists():

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -57,8 +58,10 @@ def solve_then_verify(
     responses = yield from sample(problem.prompt, n)
     if not v:
         return elect(problem, responses, [1.0] * n, f"majority of {n} solutions, none verified")
-    takes = "votes" in inspect.signature(verify).parameters
-    scores = yield from (functools.partial(verify, votes=v) if takes else verify)(problem, responses)
+    ask: Callable[..., Program[list[float]]] = verify
+    if "votes" in inspect.signature(verify).parameters:
+        ask = functools.partial(ask, votes=v)
+    scores = yield from ask(problem, responses)
     scores, why = ranked(problem, responses, scores), f"{n} solutions with {v} verifications each"
     return elect(problem, responses, weights(scores), why) if select == "vote" else best(responses, scores, why)
 
