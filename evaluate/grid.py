@@ -16,8 +16,6 @@ An unknown key, strategy, verifier or option is an error that names it.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -25,8 +23,8 @@ from typing import Any, Literal
 
 import yaml
 
-from extratime.evaluate.named import check_options, find, named
-from extratime.evaluate.pipeline import read_stages
+from extratime.evaluate.binding import Known, bound
+from extratime.evaluate.named import named
 from extratime.models.request import Sampling
 from extratime.models.unmasking import Unmasking
 
@@ -344,10 +342,6 @@ def _unique(recipe: Recipe) -> None:
             raise RecipeError(f"two strategies are called {label!r}; give one of them another `label`")
 
 
-Known = Mapping[str, Sequence[Mapping[str, Any]]]
-"""By verifier, options that checkpoints tell together: an adapter and the question it was taught."""
-
-
 def bind(spec: StrategySpec, known: Known) -> Callable[..., Any]:
     """The strategy with its options.
 
@@ -359,49 +353,6 @@ def bind(spec: StrategySpec, known: Known) -> Callable[..., Any]:
         RecipeError: there is no such strategy, verifier or option, or the options can't be meant.
     """
     try:
-        return _bound(spec, known)
+        return bound(spec.name, spec.options, known)
     except ValueError as error:
         raise RecipeError(f"{spec.label}: {error}") from error
-
-
-def _bound(spec: StrategySpec, known: Known) -> Callable[..., Any]:
-    function = find("strategies", spec.name)
-    check_options(function, spec.options, skip=3)
-    options = {key: _value(key, said, known) for key, said in spec.options.items()}
-    default = inspect.signature(function).parameters.get("verify")
-    if default is not None and "verify" not in options and default.default is not None:
-        options["verify"] = _verifier(default.default.__name__, known)
-    return functools.partial(function, **options)
-
-
-def _value(key: str, said: Any, known: Known) -> Any:
-    """An option as the strategy takes it; some plain values stand for programs."""
-    if key == "verify":
-        return _verifier(said, known)
-    if key == "strategies":
-        return tuple(bind(_strategy(inner), known) for inner in said)
-    if key == "stages":
-        return read_stages(said, functools.partial(_verifier, known=known))
-    if key == "algorithms":
-        return tuple(_algorithm(entry) for entry in _listed({key: said}, key))
-    return tuple(said) if isinstance(said, list) else said
-
-
-def _algorithm(said: Any) -> Callable[..., Any]:
-    """A strategy that another one runs, with that one's verifier."""
-    name, options = named(said, "an algorithm")
-    function = find("strategies", name)
-    if "verify" not in inspect.signature(function).parameters or "verify" in options:
-        raise ValueError(
-            f"{name} cannot be run with another verifier; choose a strategy that takes one, name none here"
-        )
-    check_options(function, options, skip=3)
-    return functools.partial(function, **{key: _value(key, value, {}) for key, value in options.items()})
-
-
-def _verifier(said: Any, known: Known) -> Callable[..., Any]:
-    name, options = named(said, "a verifier")
-    function = find("verifiers", name)
-    check_options(function, options, skip=2)
-    told = sorted(known.get(name, ()), key=lambda entry: entry.get("adapter") != options.get("adapter"))
-    return functools.partial(function, **{**(told[0] if told else {}), **options})
