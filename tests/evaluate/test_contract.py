@@ -95,7 +95,7 @@ JUDGES = {
     "generative, written": {"form": "pairwise", "tournament": "knockout", "votes": 1, "soft": False},
 }
 """Ways to ask a generative judge, beside its default of one probe a response."""
-SHARES = dict.fromkeys(JUDGES, 0.04) | {"constraints": 0.08}
+SHARES = dict.fromkeys(JUDGES, 0.03) | {"constraints": 0.08}
 """Of draws to refuse, where the verifier draws and so more of them touch a cell."""
 
 
