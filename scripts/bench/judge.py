@@ -265,14 +265,14 @@ def greedy(args, pairs, *names):
 
 
 def supervised(found):
-    """The trained judge and its control beside the untrained one."""
+    """The trained judge beside the untrained one, and its control beside a coin."""
     right = {key: accuracy(verdicts) for key, verdicts in found.items()}
     for way in WAYS:
         ours, plain = right["sft", "reasoned"], right["untrained", way]
         yield difference(f"trained judge − untrained, {way}", ours, plain, must="gain")
     for way in WAYS:
-        control, plain = right["control", way], right["untrained", way]
-        yield difference(f"control − untrained, both {way}", control, plain, must="none")
+        control = right["control", way]
+        yield difference(f"control − a coin, {way}", control, [0.5] * len(control), must="none")
     yield difference("trained judge − control, both reasoned", right["sft", "reasoned"], right["control", "reasoned"])
     ours, plain = consistent(found["sft", "reasoned"]), consistent(found["untrained", "direct"])
     yield difference("right in both orders: trained judge − untrained, direct", ours, plain, must="gain")

@@ -232,7 +232,7 @@ def control(shuffled, star, rng):
 def arguments():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/mrt"))
-    parser.add_argument("--warm_up", type=int, default=100, help="steps")
+    parser.add_argument("--warm_up", type=int, default=70, help="steps")
     parser.add_argument("--train", type=int, default=320, help="problems with four traces each")
     parser.add_argument("--traces", type=int, default=400, help="that MRT cuts")
     parser.add_argument("--steps", type=int, default=20, help="of each supervised run")
