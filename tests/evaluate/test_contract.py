@@ -95,7 +95,7 @@ JUDGES = {
     "generative, written": {"form": "pairwise", "tournament": "knockout", "votes": 1, "soft": False},
 }
 """Ways to ask a generative judge, beside its default of one probe a response."""
-SHARES = dict.fromkeys(JUDGES, 0.03) | {"constraints": 0.08}
+SHARES = dict.fromkeys(JUDGES, 0.05) | {"constraints": 0.08}
 """Of draws to refuse, where the verifier draws and so more of them touch a cell."""
 
 
@@ -365,7 +365,7 @@ def test_a_refused_draw_touches_nothing_but_itself(name, verifier):
         assert result.error == result.answer.response.error
         if any(r.finished for r in result.answer.pool):
             assert result.answer.response.finished
-    assert name == "greedy" or min(touched.values()) > 2
+    assert name == "greedy" or min(touched.values()) > 1
 
 
 @pairs
