@@ -28,7 +28,7 @@ def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: M
     for label, strategy in strategies.items():
         for part in _parts(strategy):
             if lacking := _lacking(Sample(Prompt("?"), role=part.get("role", "policy")), engines):
-                raise RecipeError(f"{label}: it {lacking}")
+                raise RecipeError(f"{label}: a stage or draw {lacking}")
             for request in _asked(part["verify"], engines["policy"].profile) if part.get("verify") else ():
                 if lacking := _lacking(request, engines):
                     raise RecipeError(f"{label}: its verifier {lacking}; choose another verifier or engine")

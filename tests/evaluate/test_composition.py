@@ -271,7 +271,7 @@ def test_a_recipe_with_a_wrong_pipeline_is_refused_when_it_is_read(stages, words
 def test_what_the_stages_ask_of_engines_is_found_out_before_any_work():
     engine = ToyEngine(answers({"1": 1.0}))
     for said, words in (
-        ({"fuser": {"role": "poet"}}, "x: a stage asks the role 'poet', but the recipe's engines are: policy"),
+        ({"fuser": {"role": "poet"}}, "x: a stage or draw asks the role 'poet', but the recipe's engines are: policy"),
         ({"ranker": {"k": 1, "verify": "reward_model"}}, "x: its verifier asks the role 'verifier'"),
     ):
         (spec,) = recipe(archon={"stages": ["generator", said]}).strategies
