@@ -1,4 +1,4 @@
-"""The command line: `extratime train | evaluate | import | report`."""
+"""The command line: `extratime train | evaluate | import | report | allocate | tune`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ examples:
   extratime import recipes/evaluate/demo.yaml generations.jsonl
   extratime report runs/demo
   extratime report --training runs/constant runs/cosine
+  extratime allocate runs/demo --by 'best_of_n(self_eval)'
+  extratime tune recipes/tune/sums.yaml --set tune.trials=20
 """
 
 
@@ -70,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         "to their logs and predict other schedules",
     )
     _override_argument(report)
+    _allocate_parser(commands)
+    tune = commands.add_parser(
+        "tune", help="search strategies and their options; show the holdout through a guard only"
+    )
+    _recipe_arguments(tune)
     return parser
 
 
@@ -109,6 +116,29 @@ def _import_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     _recipe_arguments(command)
     command.add_argument("file", type=Path, help="JSONL file")
+
+
+def _allocate_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    allocate = commands.add_parser(
+        "allocate",
+        help="choose the best strategy for each difficulty, from a run folder",
+        description="Cross-validated accuracy of the compute-optimal choice, and entries for recipes that make it.",
+    )
+    allocate.add_argument("folder", type=Path, help="run folder, e.g. runs/demo")
+    allocate.add_argument(
+        "--by",
+        default="",
+        metavar="LABEL",
+        help="what tells difficulty: a strategy of plain draws with a verifier, or `oracle`; by default the first one",
+    )
+    allocate.add_argument(
+        "--terms", choices=("budget", "tokens"), default="budget", help="what is equal at a point of the curve"
+    )
+    allocate.add_argument("--bins", type=int, default=5, help="quantiles of difficulty (default 5)")
+    allocate.add_argument(
+        "--edges", type=float, nargs="+", default=(), help="difficulties between the bins instead, e.g. 0.5 0.1"
+    )
+    allocate.add_argument("--look", type=int, default=4, help="draws that predict difficulty (default 4)")
 
 
 def _recipe_arguments(command: argparse.ArgumentParser) -> None:
@@ -186,6 +216,24 @@ def _report(args: argparse.Namespace, rest: list[str]) -> None:
         _show(read_recipe(place, args.overrides).output if recipe else place)
 
 
+def _allocate(args: argparse.Namespace, rest: list[str]) -> None:
+    from extratime.evaluate.report import compute_optimal
+    from extratime.evaluate.report.read import read
+
+    run = read(args.folder)
+    curve = compute_optimal.compute_optimal(run, args.by, args.terms, args.bins, args.edges, args.look)
+    print(compute_optimal.as_markdown(curve))
+    print(f"written: {compute_optimal.write(run, curve)}")
+
+
+def _tune(args: argparse.Namespace, rest: list[str]) -> None:
+    try:
+        from extratime.evaluate.tune import as_text, tune
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"{error.name} is not installed: pip install 'extratime[tune]'") from error
+    print(as_text(tune(args.recipe, args.overrides)))
+
+
 def _show(folder: Path) -> None:
     from extratime.evaluate.report.page import report
 
@@ -194,7 +242,14 @@ def _show(folder: Path) -> None:
     print(f"page: {page.resolve()}")
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "import": _import, "report": _report}
+COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "import": _import,
+    "report": _report,
+    "allocate": _allocate,
+    "tune": _tune,
+}
 
 
 if __name__ == "__main__":

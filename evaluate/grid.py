@@ -16,9 +16,6 @@ An unknown key, strategy, verifier or option is an error that names it.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -26,9 +23,10 @@ from typing import Any, Literal
 
 import yaml
 
+from extratime.evaluate.binding import Known, bound
+from extratime.evaluate.named import named
 from extratime.models.request import Sampling
-
-HERE = Path(__file__).parent
+from extratime.models.unmasking import Unmasking
 
 
 class RecipeError(ValueError):
@@ -40,7 +38,7 @@ class EngineSpec:
     """What runs the model.
 
     Attributes:
-        kind: "hf" runs it in this process, "openai" asks a server.
+        kind: "hf" runs it in this process, "diffusion" too if it is a masked-diffusion model, "openai" asks a server.
         dtype: of the weights; "auto" takes the checkpoint's own.
         device: where; None takes a GPU if there is one.
         slots: draws worked on at a time; None takes the engine's own number.
@@ -51,7 +49,7 @@ class EngineSpec:
             leaves the reading to the server, and then there are no chats.
     """
 
-    kind: Literal["hf", "openai"] = "hf"
+    kind: Literal["hf", "diffusion", "openai"] = "hf"
     dtype: str = "auto"
     device: str | None = None
     slots: int | None = None
@@ -61,8 +59,8 @@ class EngineSpec:
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("hf", "openai"):
-            raise ValueError(f"kind must be hf or openai, not {self.kind!r}")
+        if self.kind not in ("hf", "diffusion", "openai"):
+            raise ValueError(f"kind must be hf, diffusion or openai, not {self.kind!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +128,8 @@ class StrategySpec:
     Attributes:
         name: file and function under `evaluate/strategies`.
         label: unique name in reports.
-        options: keyword arguments; "verify" names a verifier, alone or with options.
+        options: keyword arguments; "verify" names a verifier, alone or with options; "strategies" lists strategies as
+            a recipe does.
         budgets: instead of the recipe's.
     """
 
@@ -151,7 +150,7 @@ class Recipe:
         output: run folder.
         budgets: full-length samples' worth of policy tokens.
         replicates: independent repetitions of each cell.
-        sampling: the policy's law.
+        sampling: the policy's law; with its schedule of unmasking where the engine is "diffusion".
         max_tokens: length of a full response; None takes the task's `max_gen_toks`, else 256.
         limit: documents per task.
         engine: what runs the model.
@@ -232,6 +231,15 @@ def read_recipe(file: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: names the file and the key.
     """
+    raw = read_raw(file, overrides)
+    try:
+        return parse(raw)
+    except RecipeError as error:
+        raise RecipeError(f"{file}: {error}") from error
+
+
+def read_raw(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a recipe, overrides applied; see `read_recipe`."""
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -242,10 +250,7 @@ def read_recipe(file: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{file}: a recipe is a mapping of keys, not {type(raw).__name__}")
     for override in overrides:
         _override(raw, override)
-    try:
-        return parse(raw)
-    except RecipeError as error:
-        raise RecipeError(f"{file}: {error}") from error
+    return raw
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -268,8 +273,9 @@ def parse(raw: Mapping[str, Any]) -> Recipe:
     values["strategies"] = tuple(_strategy(entry) for entry in _listed(values, "strategies"))
     values["budgets"] = _budgets(values.get("budgets", Recipe.__dataclass_fields__["budgets"].default), "budgets")
     values["output"] = Path(values["output"])
-    values["sampling"] = _build(Sampling, values.get("sampling", {}), "sampling")
     values["engine"] = _build(EngineSpec, values.get("engine", {}), "engine")
+    law = Unmasking if values["engine"].kind == "diffusion" else Sampling
+    values["sampling"] = _build(law, values.get("sampling", {}), "sampling")
     for key, kind in (("verifier", VerifierSpec), ("judge", JudgeSpec)):
         if values.get(key) is not None:
             values[key] = _build(kind, values[key], key)
@@ -312,16 +318,15 @@ def _budgets(value: Any, where: str) -> tuple[int, ...]:
 
 def _strategy(entry: Any) -> StrategySpec:
     """`name`, or `{name: {option: value, label: …, budgets: […]}}`."""
-    if isinstance(entry, str):
-        entry = {entry: {}}
-    if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise RecipeError(f"a strategy is a name or one name with its options, not {entry!r}")
-    name, said = next(iter(entry.items()))
-    options = dict(said or {})
+    try:
+        name, options = named(entry, "a strategy")
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     label = options.pop("label", None) or _label(name, options.get("verify"))
     budgets = _budgets(options.pop("budgets"), f"{name}.budgets") if "budgets" in options else ()
-    _check_options(find("strategies", name), name, options, skip=3)
-    return StrategySpec(name, label, options, budgets)
+    spec = StrategySpec(name, label, options, budgets)
+    bind(spec, {})  # before any work: what can't be meant shows here
+    return spec
 
 
 def _label(name: str, verify: Any) -> str:
@@ -337,49 +342,17 @@ def _unique(recipe: Recipe) -> None:
             raise RecipeError(f"two strategies are called {label!r}; give one of them another `label`")
 
 
-def find(kind: Literal["strategies", "verifiers"], name: str) -> Callable[..., Any]:
-    """The strategy or verifier of a name: the function of that name in the file of that name."""
-    known = sorted(p.stem for p in (HERE / kind).glob("*.py") if p.stem != "__init__")
-    if name not in known:
-        one = {"strategies": "strategy", "verifiers": "verifier"}[kind]
-        raise RecipeError(f"no {one} {name!r}; there are {', '.join(known)}")
-    module = importlib.import_module(f"extratime.evaluate.{kind}.{name}")
-    function: Callable[..., Any] = getattr(module, name)
-    return function
-
-
-def _check_options(function: Callable[..., Any], name: str, options: Mapping[str, Any], skip: int) -> None:
-    known = list(inspect.signature(function).parameters)[skip:]
-    for key in options:
-        if key not in known:
-            raise RecipeError(f"{name} has no option {key!r}; it has {', '.join(known) or 'none'}")
-
-
-Known = Mapping[str, Sequence[Mapping[str, Any]]]
-"""By verifier, options that checkpoints tell together: an adapter and the question it was taught."""
-
-
 def bind(spec: StrategySpec, known: Known) -> Callable[..., Any]:
     """The strategy with its options.
 
     Args:
         spec: what the recipe says.
         known: a verifier's defaults are its entry for the adapter that the recipe names, or else its first.
+
+    Raises:
+        RecipeError: there is no such strategy, verifier or option, or the options can't be meant.
     """
-    function = find("strategies", spec.name)
-    _check_options(function, spec.name, spec.options, skip=3)
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.options.items()}
-    default = inspect.signature(function).parameters.get("verify")
-    if "verify" in options:
-        options["verify"] = _verifier(options["verify"], known)
-    elif default is not None:
-        options["verify"] = _verifier(default.default.__name__, known)
-    return functools.partial(function, **options)
-
-
-def _verifier(said: Any, known: Known) -> Callable[..., Any]:
-    name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()))
-    function = find("verifiers", name)
-    _check_options(function, name, options, skip=2)
-    told = sorted(known.get(name, ()), key=lambda entry: entry.get("adapter") != options.get("adapter"))
-    return functools.partial(function, **{**(told[0] if told else {}), **options})
+    try:
+        return bound(spec.name, spec.options, known)
+    except ValueError as error:
+        raise RecipeError(f"{spec.label}: {error}") from error

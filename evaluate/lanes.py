@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from extratime.evaluate.streams import Known, Reader, read
-from extratime.models.request import Completion, Draw, Engine, Path, Prompt, Sampling, path_seed, stream_name
+from extratime.models.paths import path_seed, stream_name
+from extratime.models.request import Completion, Draw, Engine, Path, Prompt, Sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,17 @@ A verifier is a program: what it asks first about a made-up response tells what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from extratime.evaluate.grid import RecipeError
+from extratime.evaluate.pipeline import layered
 from extratime.evaluate.program import Gather, Problem
 from extratime.models.request import Completion, Engine, Probe, Profile, Prompt, Sample, Score
 
 
 def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: Mapping[str, Engine]) -> None:
-    """Check each strategy's verifier against the engines.
+    """Check each strategy's verifiers, and the roles of its stages, against the engines.
 
     Args:
         strategies: programs with their options bound, by label.
@@ -24,10 +26,21 @@ def refuse_beyond_means(strategies: Mapping[str, Callable[..., Any]], engines: M
         RecipeError: an engine cannot answer a verifier, or a role has none; the message names both.
     """
     for label, strategy in strategies.items():
-        verify = getattr(strategy, "keywords", {}).get("verify")
-        for request in _asked(verify, engines["policy"].profile) if verify else ():
-            if lacking := _lacking(request, engines):
-                raise RecipeError(f"{label}: its verifier {lacking}; choose another verifier or engine")
+        for part in _parts(strategy):
+            if lacking := _lacking(Sample(Prompt("?"), role=part.get("role", "policy")), engines):
+                raise RecipeError(f"{label}: a stage or draw {lacking}")
+            for request in _asked(part["verify"], engines["policy"].profile) if part.get("verify") else ():
+                if lacking := _lacking(request, engines):
+                    raise RecipeError(f"{label}: its verifier {lacking}; choose another verifier or engine")
+
+
+def _parts(strategy: Callable[..., Any]) -> Iterable[Mapping[str, Any]]:
+    """The options of a strategy, of its stages, and of the strategies that it chooses among."""
+    options = getattr(strategy, "keywords", {})
+    yield options
+    for stage in chain.from_iterable(layered(options.get("stages", ()))):
+        yield {key: getattr(stage, key) for key in ("role", "verify") if hasattr(stage, key)}
+    yield from chain.from_iterable(map(_parts, options.get("strategies", ())))
 
 
 def _asked(verify: Callable[..., Any], policy: Profile) -> Iterable[Any]:

@@ -115,14 +115,17 @@ def sample(
     pause: Sequence[str] = (),
     max_tokens: int | None = None,
     role: str = "policy",
+    block: int | None = None,
 ) -> Program[list[Completion]]:
-    """Draw `n` fresh continuations of `prompt`, at another temperature than the cell's if one is given."""
-    return cast("list[Completion]", (yield Sample(prompt, n, temperature, tuple(pause), max_tokens, role=role)))
+    """Draw `n` fresh continuations of `prompt`, at another temperature or in other blocks than the cell's if given."""
+    request = Sample(prompt, n, temperature, tuple(pause), max_tokens, role=role, block=block)
+    return cast("list[Completion]", (yield request))
 
 
 def extend(
     completions: Sequence[Completion],
     *,
+    temperature: float | None = None,
     pause: Sequence[str] = (),
     max_tokens: int | None = None,
     role: str = "policy",
@@ -130,11 +133,11 @@ def extend(
     """Read further along each completion's own path; finished ones come back unchanged.
 
     `max_tokens` counts from the beginning of each path. All completions must continue one problem's prompt or one of
-    its prefixes, under the law they were drawn from.
+    its prefixes, under the law they were drawn from; at another `temperature` than its own a completion branches.
     """
     if not completions:
         return []
-    request = Sample(completions[0].prompt, 0, None, tuple(pause), max_tokens, tuple(completions), role)
+    request = Sample(completions[0].prompt, 0, temperature, tuple(pause), max_tokens, tuple(completions), role)
     return cast("list[Completion]", (yield request))
 
 

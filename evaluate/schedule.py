@@ -268,6 +268,7 @@ class Schedule:
                 continue
             law = (stem and stem.sampling) or (cell.sampling if ours else Sampling())
             law = law if request.temperature is None else law.at(request.temperature)
+            law = law if request.block is None else law.in_blocks(request.block)
             until = cell.until if ours else ()
             reader = Reader(have + grant, until, request.pause, len(stem.text) if stem else 0)
             cut = grant < limit - have

@@ -5,8 +5,13 @@ Weights come as logarithms, shape (n,); randomness is an argument.
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import numpy as np
 import numpy.typing as npt
+
+Reading: TypeAlias = Literal["odds", "score", "exponential"]
+Resampler: TypeAlias = Literal["multinomial", "systematic", "stratified", "residual"]
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -22,13 +27,49 @@ def normalise(log_weights: npt.ArrayLike) -> tuple[Floats, bool]:
     top = lw.max()
     if top == -np.inf:
         return np.full(lw.shape, 1.0 / lw.size), True
-    weights = (lw == np.inf).astype(np.float64) if top == np.inf else np.exp(lw - top)
+    with np.errstate(over="ignore"):
+        weights = (lw == np.inf).astype(np.float64) if top == np.inf else np.exp(lw - top)
     return weights / weights.sum(), False
 
 
 def effective_sample_size(weights: Floats) -> float:
     """1 / Σ w², between 1 and n, for normalised weights."""
     return float(1.0 / np.sum(weights**2))
+
+
+def entropy(weights: Floats) -> float:
+    """−Σ w ln w / ln n, between 0 and 1, for normalised weights; 1 for a single one."""
+    some = weights[weights > 0]
+    return 1.0 if weights.size == 1 else float(-np.sum(some * np.log(some)) / np.log(weights.size))
+
+
+def annealed(
+    weights: Floats,
+    progress: float,
+    by: Literal["ess", "entropy", "base"] = "ess",
+    below: float = 0.5,
+    early: float = 0.5,
+    top: float = 2.0,
+) -> float:
+    """Temperature ≥ 1 of an annealed resampling (arXiv 2510.05825, entropic annealing).
+
+    With e the effective share ESS/n, H the entropy and ρ the progress: max(1, (1 − ρ)/e), max(1, 1/(H + (1 − H)ρ)) or
+    max(1, top − ρ), as long as e < `below` and ρ < `early`; else 1.
+
+    Args:
+        weights: normalised.
+        progress: share of the steps that have been made.
+        by: which of the three.
+        below: effective share from which on nothing is annealed.
+        early: progress from which on nothing is annealed.
+        top: for "base".
+    """
+    share, spread = effective_sample_size(weights) / weights.size, entropy(weights)
+    if share >= below or progress >= early:
+        return 1.0
+    base = spread + (1 - spread) * progress
+    told = {"ess": (1 - progress) / share, "entropy": 1 / base if base else np.inf, "base": top - progress}
+    return float(max(1.0, told[by]))
 
 
 def log_mean(log_weights: npt.ArrayLike) -> float:
@@ -78,3 +119,34 @@ def logit(score: npt.ArrayLike, eps: float = 1e-7) -> Floats:
     """Ln s − ln(1 − s) of scores in [0, 1], clipped to [eps, 1 − eps]; NaN stays NaN."""
     s = np.clip(np.asarray(score, dtype=np.float64), eps, 1 - eps)
     return np.asarray(np.log(s) - np.log1p(-s))
+
+
+def potentials(scores: npt.ArrayLike, reading: Reading = "odds") -> Floats:
+    """Ln G of scores: ln s/(1 − s), ln s or s itself; -inf for NaN and -inf, and finite where a score is +inf.
+
+    Negative scores are read as ln s, but for "exponential".
+    """
+    s = np.asarray(scores, dtype=np.float64)
+    logarithms = bool(np.any((s < 0) & np.isfinite(s)))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        if reading == "odds":
+            told = np.where(np.isneginf(s), -np.inf, logit(np.exp(s) if logarithms else s))
+        else:
+            told = s if logarithms or reading == "exponential" else np.log(s)
+    return np.nan_to_num(told, nan=-np.inf, posinf=1e9, neginf=-np.inf)
+
+
+def ratios(after: Floats, before: Floats) -> Floats:
+    """Ln G/G′ of potentials G and those of the ancestors; where these were 0, ln G: a filter that begins anew."""
+    return after - np.where(np.isneginf(before), 0.0, before)
+
+
+def carry(log_weights: Floats, law: Floats, ancestors: Indices) -> Floats:
+    """Log-weights after ancestors were drawn in proportion to exp(law): ln W/q.
+
+    Their mean keeps its expectation, so that the normalising constant stays unbiased. Where `law` is the log-weights
+    all become the logarithm of their mean.
+    """
+    with np.errstate(invalid="ignore"):
+        left = np.where(np.isneginf(law), 0.0, log_weights - law)
+    return left[ancestors] + log_mean(law)

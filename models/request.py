@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Finish: TypeAlias = Literal["eos", "until", "pause", "length", "cut", "failed"]
@@ -72,6 +71,10 @@ class Sampling:
     def at(self, temperature: float) -> Sampling:
         """The same law at another temperature; at 0 nothing else matters."""
         return replace(self, temperature=temperature) if temperature else Sampling(0)
+
+    def in_blocks(self, block: int) -> Sampling:
+        """The same law with blocks of so many tokens; a model that writes left to right knows none."""
+        return self
 
     @property
     def greedy(self) -> bool:
@@ -145,6 +148,7 @@ class Sample:
             stands here a second time, or comes from a sibling program, gets a fresh continuation.
         role: which engine draws. All but the policy have a law of their own (the model itself, at `temperature`), heed
             no stops of the task, and are no part of the budget.
+        block: tokens of a block, in place of the law's own, where a masked-diffusion model draws.
     """
 
     prompt: Prompt
@@ -154,6 +158,7 @@ class Sample:
     max_tokens: int | None = None
     along: tuple[Completion, ...] = ()
     role: str = "policy"
+    block: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,31 +390,6 @@ def _plain(value: Any) -> Any:
         return asdict(value)
     except TypeError:
         raise TypeError(f"cannot name a stream after {value!r}") from None
-
-
-@lru_cache(maxsize=16_384)
-def stream_name(fingerprint: str, prompt: Prompt, sampling: Sampling) -> str:
-    """The stream of token paths that an engine draws after `prompt` under a law; stops and lengths are not part."""
-    said = list(prompt.ids) if prompt.ids is not None else prompt.text
-    return digest(fingerprint, said, sampling)
-
-
-def path_seed(path: Path) -> int:
-    """64-bit key of a path's randomness."""
-    name = json.dumps([path.stream, path.lane, path.place]).encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
-
-
-def uniforms(seed: int, start: int, count: int) -> list[float]:
-    """The uniforms in [0, 1) that tokens start … start+count-1 of a path use (SplitMix64 in counter mode)."""
-    return [_splitmix(seed, t) for t in range(start, start + count)]
-
-
-def _splitmix(seed: int, position: int) -> float:
-    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return float((z ^ (z >> 31)) >> 11) * 2.0**-53
 
 
 def fail(completion: Completion, error: str) -> Completion:

@@ -19,6 +19,7 @@ from extratime.evaluate.cost import Ledger
 from extratime.evaluate.program import Gather, Problem
 from extratime.evaluate.schedule import EngineError, Result, Schedule
 from extratime.evaluate.streams import Streams
+from extratime.models.paths import uniforms
 from extratime.models.request import (
     Draw,
     Drawn,
@@ -32,7 +33,6 @@ from extratime.models.request import (
     Shape,
     Work,
     digest,
-    uniforms,
 )
 
 Law = Callable[[str, str], Mapping[str, float]]
@@ -157,8 +157,8 @@ class ToyEngine:
 
 
 def told(law: Callable[[str], Mapping[str, float]]) -> Law:
-    """A law of the response alone: whatever follows the first question mark, branched or not."""
-    return lambda prompt, text: law((prompt + text).partition("?")[2])
+    """A law of the response alone: whatever follows the last question mark, branched or not."""
+    return lambda prompt, text: law((prompt + text).rpartition("?")[2])
 
 
 def lines(text: str) -> Mapping[str, float]:
@@ -206,7 +206,12 @@ def ended(text: str) -> str | None:
 
 def problem(id: str = "p", max_tokens: int = 16, right: str = "1", **fields) -> Problem:
     told = {"answer": ended, "correct": lambda text: ended(text) == right, "max_tokens": max_tokens}
-    return Problem(id, read(f"{id}?"), **({"encode": read, "turn": read} | told | fields))
+    return Problem(id, read(f"{id}?"), **({"encode": read, "turn": turn} | told | fields))
+
+
+def turn(text: str) -> Prompt:
+    """What is said beside the problem, ended as a question is."""
+    return read(text if text.endswith("?") else f"{text} ok?")
 
 
 def read(text: str) -> Prompt:

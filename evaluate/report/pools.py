@@ -90,17 +90,17 @@ def pool_statistics(run: Run, resamples: int = 10_000) -> tuple[list[AtK], list[
     tasks = list(dict.fromkeys(r.task for r in run.results))
     for task in tasks if len(tasks) == 1 else [ALL, *tasks]:
         results = [r for r in run.results if task in (r.task, ALL) and plain(run, r.strategy)]
-        shared = _pools(results, run.responses)
+        shared = largest(results, run.responses)
         binary = all(worth in (0, 1) for pool in shared.values() for worth in pool.worth)
         at_k += _policy(task, shared, binary, resamples)
-        for verifier, pools in _verifiers(results, run.responses).items():
+        for verifier, pools in verifiers(results, run.responses).items():
             at_k += _figures(task, "best", verifier, pools, _best, resamples)
             if binary:
                 rankings.append(_ranking(task, verifier, pools, resamples))
     return at_k, rankings
 
 
-def _pools(results: Iterable[Result], responses: Mapping[str, Response]) -> Pools:
+def largest(results: Iterable[Result], responses: Mapping[str, Response]) -> Pools:
     """The largest pool of each problem; of equals, the first."""
     largest: dict[str, Result] = {}
     for r in results:
@@ -114,12 +114,12 @@ def _pools(results: Iterable[Result], responses: Mapping[str, Response]) -> Pool
     return pools
 
 
-def _verifiers(results: Sequence[Result], responses: Mapping[str, Response]) -> dict[str, Pools]:
+def verifiers(results: Sequence[Result], responses: Mapping[str, Response]) -> dict[str, Pools]:
     """Pools by label where weights differ: otherwise there was no verifier, only a count."""
     found: dict[str, Pools] = {}
     rankings: list[list[list[int]]] = []
     for label in dict.fromkeys(r.strategy for r in results):
-        pools = _pools((r for r in results if r.strategy == label), responses)
+        pools = largest((r for r in results if r.strategy == label), responses)
         ranks = [pool.ranks for pool in pools.values()]
         if any(len(set(p.weights)) > 1 for p in map(_weighed, pools.values())) and ranks not in rankings:
             rankings.append(ranks)

@@ -177,9 +177,15 @@ def _recipe(file: Path) -> tuple[str, dict[str, str], frozenset[str]]:
     except (yaml.YAMLError, AttributeError) as error:
         raise ValueError(f"{file}: not a recipe: {error}") from error
     entries = [(name, said or {}) for entry in strategies if isinstance(entry, dict) for name, said in entry.items()]
-    labelled = [(said["label"], name, said.get("verify")) for name, said in entries if "label" in said]
-    oracles = frozenset(label for label, _, verify in labelled if verify == "oracle" or "oracle" in (verify or ()))
+    labelled = [(said["label"], name, said) for name, said in entries if "label" in said]
+    oracles = frozenset(label for label, _, said in labelled if _asks_oracle(said))
     return text, {label: name for label, name, _ in labelled}, oracles
+
+
+def _asks_oracle(said: dict[str, Any]) -> bool:
+    """Whether a strategy, or one that it chooses among, has the oracle for a verifier."""
+    inner = [options or {} for one in said.get("strategies", ()) if isinstance(one, dict) for options in one.values()]
+    return "oracle" in (said.get("verify") or ()) or any(map(_asks_oracle, inner))
 
 
 def _records(folder: Path, kind: str, parse: Callable[[dict[str, Any]], T], warnings: list[str]) -> Iterator[T]:

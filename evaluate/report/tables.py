@@ -100,7 +100,7 @@ def _leaderboard(rows: Sequence[Row]) -> str:
     lines += [[short(getattr(row, name)) for row in rows] for name in ("generated", "flops", "seconds_modelled")]
     lines.append([_difference(row) for row in rows])
     lines.append([p_value(row.p_holm) for row in rows])
-    return _table(HEAD, list(zip(*lines, strict=True))) + _incomplete(rows)
+    return table(HEAD, list(zip(*lines, strict=True))) + _incomplete(rows)
 
 
 def _cell(row: Row) -> str:
@@ -140,10 +140,10 @@ def _pools(at_k: Sequence[AtK], rankings: Sequence[Ranking]) -> str:
         ]
         for kind, verifier in names
     ]
-    return _table(["% of k samples, k =", *map(str, ks), "AUROC within"], lines) if lines else ""
+    return table(["% of k samples, k =", *map(str, ks), "AUROC within"], lines) if lines else ""
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table; its first column gives way where the others leave no room."""
     lines = [[_clean(text).replace("|", "\\|") for text in line] for line in (head, *lines)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]

@@ -8,10 +8,12 @@ Budget law: reads at most `budget` full-length samples, about budget × the k-th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from extratime.evaluate.program import Answer, Problem, Program, extend, growing, sample
-from extratime.evaluate.vote import ballots, elect
+from extratime.evaluate.vote import ballots, elect_among
 from extratime.models.request import Completion
 
 
@@ -29,18 +31,16 @@ def first_finish(
     """
     responses = yield from sample(problem.prompt, budget, max_tokens=chunk)
     length = chunk
-    while len(_lengths(problem, responses)) < k and any(growing(problem, r) for r in responses):
+    while len(answered(problem, responses)) < k and any(growing(problem, r) for r in responses):
         length += chunk
         responses = yield from extend(responses, max_tokens=length)
-    lengths = _lengths(problem, responses)
+    lengths = answered(problem, responses)
     cutoff = lengths[min(k, len(lengths)) - 1] if lengths else max(r.n_tokens for r in responses)
-    votes = [float(r.finished and r.n_tokens <= cutoff) for r in responses]
-    first = [r for r, vote in zip(responses, votes, strict=True) if vote] or responses
-    chosen = elect(problem, first, [1.0] * len(first), f"vote of the first {k} to finish")
-    return Answer(chosen.response, tuple(responses), tuple(votes), chosen.why)
+    voters = [r.finished and r.n_tokens <= cutoff for r in responses]
+    return elect_among(problem, responses, voters, f"vote of the first {k} to finish")
 
 
-def _lengths(problem: Problem, responses: list[Completion]) -> list[int]:
-    """Lengths of the responses that count as finished, ascending."""
+def answered(problem: Problem, responses: Sequence[Completion]) -> list[int]:
+    """Lengths of the responses that count as finished, those with an answer that parses; ascending."""
     votes = ballots(problem, responses)
     return sorted(r.n_tokens for r, vote in zip(responses, votes, strict=True) if vote is not None)

@@ -1,9 +1,16 @@
 """Particle filtering (Puri et al., arXiv 2502.01618, Alg. 1): a process reward is a likelihood, not a ranking.
 
-`budget` particles are extended by one step, weighted by their verifier and resampled in proportion, until all have
-finished. Weights are fresh at each step, p = softmax(logit(s)/τ), as published in code (the odds of the score; the
-paper's text says softmax of rewards); `weighting="ratio"` divides by the previous step's weight, which targets
-p(x)·G(x) of the final potential alone. Finished particles take part in resampling, or are frozen.
+    x¹ … xᴺ ← first steps of N = budget responses
+    until all have ended:
+        p ∝ G(s(xⁱ))^(1/τ)                      s: score of the prefix
+        a¹ … aᴺ ~ p                             ancestors
+        xⁱ ← x^{aⁱ} and one more step           a copy gets a continuation of its own
+
+Weights are fresh at each step and G is the odds s/(1 − s), as published in code (the paper's text says G = s, and
+softmax of rewards: `reading` "score" and "exponential"). So the target is p(x) ∏ G(x_{1:t}), in which a score of whole
+prefixes counts at every step; `weighting="ratio"` samples p(x)·G(x) of the final potential alone. The sweep itself is
+`particles.sweep`.
+
 Budget law: `budget` particles of at most one full length each.
 """
 
@@ -15,9 +22,9 @@ from typing import Literal
 import numpy as np
 
 from extratime.evaluate import smc
-from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, growing, sample
+from extratime.evaluate.particles import Choice, Rule, decide, sweep
+from extratime.evaluate.program import Answer, Problem, Program, Verifier
 from extratime.evaluate.verifiers.likelihood import likelihood
-from extratime.models.request import Completion
 
 
 def particle_filter(
@@ -25,52 +32,35 @@ def particle_filter(
     budget: int,
     rng: np.random.Generator,
     verify: Verifier = likelihood,
-    tau: float = 1.0,
-    resample: Literal["multinomial", "systematic", "stratified", "residual"] = "multinomial",
+    tau: float | tuple[float, float] = 1.0,
+    reading: smc.Reading = "odds",
     weighting: Literal["fresh", "ratio"] = "fresh",
-    frozen: bool = False,
+    resample: smc.Resampler = "multinomial",
+    ess: float = 1.0,
+    finished: Literal["compete", "absorb", "freeze"] = "compete",
+    choose: Choice = "best",
     step: Sequence[str] = ("\n",),
     rounds: int = 40,
 ) -> Program[Answer]:
-    """The final particle of the highest weight.
+    """The final particle of the highest score.
 
     Args:
         problem: what to answer.
         budget: particles.
         rng: draws the ancestors.
         verify: scores prefixes in [0, 1]; negative scores are read as log-probabilities.
-        tau: resampling temperature, > 0.
-        resample: resampling scheme.
+        tau: resampling temperature, > 0 (published 1; 0.1 to 2 tried), or the first and the last of a linear schedule.
+        reading: the potential G of a score s: s/(1 − s), s, or exp(s).
         weighting: fresh at each step, or divided by the previous step's.
-        frozen: whether finished particles are left out of the resampling.
+        resample: resampling scheme.
+        ess: resample when the effective sample size is at most this share of the particles; weights add up until then.
+            1 resamples at every step, as published.
+        finished: finished particles compete with their potential counted again at each step, as published; or counted
+            once; or keep their place, and only the others are resampled.
+        choose: the best final particle, as published, a weighted vote, or a draw in proportion to the weights.
         step: strings that end a step.
         rounds: steps after which every particle is read to its end.
     """
-    particles = yield from sample(problem.prompt, budget, pause=step)
-    before = np.zeros(budget)
-    weights = yield from _log_weights(problem, particles, verify, tau)
-    for _ in range(rounds):
-        growth = [growing(problem, p) for p in particles]
-        if not any(growth):
-            break
-        free = [i for i in range(budget) if growth[i] or not frozen]
-        gain = weights - before if weighting == "ratio" else weights
-        p, _ = smc.normalise(gain[free])
-        ancestors = list(range(budget))
-        for slot, choice in zip(free, smc.RESAMPLERS[resample](p, len(free), rng), strict=True):
-            ancestors[slot] = free[choice]
-        before = weights[ancestors]
-        particles = yield from extend([particles[a] for a in ancestors], pause=step)
-        weights = yield from _log_weights(problem, particles, verify, tau)
-    particles = yield from extend(particles)
-    scores = yield from verify(problem, particles)
-    return best(particles, scores, "highest final weight")
-
-
-def _log_weights(
-    problem: Problem, particles: Sequence[Completion], verify: Verifier, tau: float
-) -> Program[smc.Floats]:
-    scores: smc.Floats = np.asarray((yield from verify(problem, particles)), dtype=np.float64)
-    logarithms = bool(np.any((scores < 0) & np.isfinite(scores)))
-    odds = smc.logit(np.exp(scores) if logarithms else scores)
-    return np.asarray(np.where(np.isneginf(scores), -np.inf, odds) / tau)
+    rule = Rule(reading, tau, weighting, finished, resample, ess, step=tuple(step), rounds=rounds)
+    history = yield from sweep(problem, budget, rng, verify, rule)
+    return decide(problem, history[-1:], rng, choose, f"{choose} of {budget} particles, ln Z {history[-1].log_z:.3f}")

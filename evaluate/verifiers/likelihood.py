@@ -14,10 +14,16 @@ def likelihood(problem: Problem, responses: Sequence[Completion]) -> Program[lis
 
     Costs nothing where the engine tells the log-probabilities of what it draws; else one `Score` a response.
     """
+    told = yield from token_logprobs(responses)
+    return [-math.inf if r.finish == "failed" else _mean(values) for r, values in zip(responses, told, strict=True)]
+
+
+def token_logprobs(responses: Sequence[Completion]) -> Program[list[Sequence[float]]]:
+    """Log-probability of each token under the untempered policy; asked of it where the engine told none."""
     unknown = [r for r in responses if r.n_tokens and not r.logprobs and r.finish != "failed"]
     replies = (yield from score(Score(r.prompt, r.text, "policy") for r in unknown)) if unknown else []
     told = {id(r): values for r, values in zip(unknown, replies, strict=True)}
-    return [_mean(told[id(r)]) if id(r) in told else mean_logprob(r) for r in responses]
+    return [told.get(id(r), r.logprobs) for r in responses]
 
 
 def mean_logprob(response: Completion) -> float:

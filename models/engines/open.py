@@ -114,12 +114,14 @@ def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
         return _connect(model, adapters, spec)
     base, named, known = _resolve(model, dict(adapters))
     _refuse_other_base(base, named)
+    from extratime.models.engines.diffusion import DiffusionEngine
     from extratime.models.engines.hf import HFEngine
     from extratime.models.load import load
 
     loaded = load(base, dtype=spec.dtype, adapters=named, device=spec.device or _device())
     loaded = _cooled(loaded, Path(model))
-    engine = HFEngine(loaded, **({"slots": spec.slots} if spec.slots else {}))
+    kind: Any = DiffusionEngine if spec.kind == "diffusion" else HFEngine
+    engine = kind(loaded, **({"slots": spec.slots} if spec.slots else {}))
     told = {"self_eval": _asked(loaded.tokenizer, known), "generative": _judging(loaded.tokenizer, model)}
     return Opened(engine, loaded.tokenizer, told)
 

@@ -17,7 +17,8 @@ from extratime.models.engines.decode import Context, Pieces, Runner, Tally
 from extratime.models.engines.law import Heat, Laws, pick
 from extratime.models.engines.memory import attempt, no_memory
 from extratime.models.engines.text import Text
-from extratime.models.request import Draw, Drawn, Failure, Reply, uniforms
+from extratime.models.paths import uniforms
+from extratime.models.request import Draw, Drawn, Failure, Reply
 
 _MARGIN = 64
 """Tokens by which rows may grow before the batch has to be smaller."""

@@ -18,7 +18,8 @@ import aiohttp
 from yarl import URL
 
 from extratime.models.engines.servers import BrokenReply, Json, Unanswerable
-from extratime.models.request import Work, uniforms
+from extratime.models.paths import uniforms
+from extratime.models.request import Work
 
 T = TypeVar("T")
 

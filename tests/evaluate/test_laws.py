@@ -11,7 +11,7 @@ import math
 from collections import Counter
 
 import pytest
-from scipy.stats import binom
+from laws import answers, elected, repeated, right, within
 from toy import ToyEngine, ended, p_value, problem, run, told
 
 from extratime.evaluate.schedule import Cell
@@ -27,27 +27,6 @@ from extratime.evaluate.strategies.weighted_vote import weighted_vote
 from extratime.evaluate.streams import Streams
 from extratime.evaluate.verifiers.oracle import oracle
 
-RUNS = 250
-
-
-def answers(law):
-    """A model that answers at once."""
-    return told(lambda text: {"": 1.0} if text else {f"={answer}": p for answer, p in law.items()})
-
-
-def repeated(strategy, budget, law, n=RUNS, max_tokens=4, **fields):
-    cells = [Cell(f"{i}", problem(max_tokens=max_tokens, **fields), strategy, budget, replicate=i) for i in range(n)]
-    return run(ToyEngine(law, slots=64), cells)
-
-
-def right(results):
-    return sum(result.cell.problem.correct(result.answer.response.text) for result in results)
-
-
-def within(successes, p, n=RUNS):
-    """Whether a count is inside the central 99.9 % of its binomial law."""
-    return binom.ppf(0.0005, n, p) <= successes <= binom.ppf(0.9995, n, p)
-
 
 def test_the_bounds_are_tight():
     assert within(50, 0.2) and not within(75, 0.2) and not within(28, 0.2)
@@ -61,12 +40,6 @@ def test_the_bounds_are_tight():
 def test_with_an_oracle_accuracy_is_pass_at_n(strategy, n, p):
     results = repeated(functools.partial(strategy, verify=oracle), n, answers({"1": p, "2": 1 - p}))
     assert within(right(results), 1 - (1 - p) ** n)
-
-
-def elected(votes):
-    """The plurality; ties go to the answer that appeared first."""
-    counts = Counter(votes)
-    return next(vote for vote in votes if counts[vote] == max(counts.values()))
 
 
 def chance(law, n, rule):

@@ -355,13 +355,13 @@ def test_an_infinite_score_takes_nearly_all():
     assert first_ancestors([math.inf, 0.5, 0.5, 0.5], resample="systematic").count("a") >= 3
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_finished_particles_compete_unless_they_are_frozen(frozen):
+@pytest.mark.parametrize("finished", ["compete", "absorb", "freeze"])
+def test_finished_particles_compete_unless_they_are_frozen(finished):
     verify = scored({"a=1": 0.999999, "b": 0.5, "c": 0.5})
-    program = particle_filter(P, 3, rng(), verify, resample="systematic", frozen=frozen)
+    program = particle_filter(P, 3, rng(), verify, resample="systematic", finished=finished)
     next(program)
     along = program.send([response("a=1"), *paused("b", "c")]).along
-    assert [r.text for r in along] == (["a=1", "b", "c"] if frozen else ["a=1"] * 3)
+    assert [r.text for r in along] == (["a=1", "b", "c"] if finished == "freeze" else ["a=1"] * 3)
 
 
 class Always:

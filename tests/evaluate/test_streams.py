@@ -10,7 +10,8 @@ import pytest
 from toy import ToyEngine, lines, told
 
 from extratime.evaluate.streams import Known, Reader, Streams, read, reply_key
-from extratime.models.request import Completion, Drawn, Path, Probe, Prompt, Sampling, Score, path_seed, stream_name
+from extratime.models.paths import path_seed, stream_name
+from extratime.models.request import Completion, Drawn, Path, Probe, Prompt, Sampling, Score
 
 A, B, C = (Path("stream", (0, 1), place) for place in range(3))
 

@@ -7,7 +7,8 @@ from tiny import model
 from transformers import GenerationConfig
 
 from extratime.models.engines.law import Laws, cut, pick
-from extratime.models.request import Sampling, uniforms
+from extratime.models.paths import uniforms
+from extratime.models.request import Sampling
 
 LAWS = [
     Sampling(),

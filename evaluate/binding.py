@@ -1,0 +1,73 @@
+"""Strategies with the options that a recipe writes: plain values become verifiers, stages and other strategies."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from extratime.evaluate.named import check_options, find, named
+from extratime.evaluate.pipeline import read_stages
+
+Known = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By verifier, options that checkpoints tell together: an adapter and the question it was taught."""
+
+
+def bound(name: str, options: Mapping[str, Any], known: Known) -> Callable[..., Any]:
+    """A strategy with its options.
+
+    Args:
+        name: file and function under `evaluate/strategies`.
+        options: as a recipe writes them.
+        known: a verifier's defaults are its entry for the adapter that the options name, or else its first.
+
+    Raises:
+        ValueError: there is no such strategy, verifier or option, or the options can't be meant.
+    """
+    function = find("strategies", name)
+    check_options(function, options, skip=3)
+    told = {key: _value(key, said, known) for key, said in options.items()}
+    default = inspect.signature(function).parameters.get("verify")
+    if default is not None and "verify" not in options and default.default is not None:
+        told["verify"] = _verifier(default.default.__name__, known)
+    return functools.partial(function, **told)
+
+
+def _value(key: str, said: Any, known: Known) -> Any:
+    """An option as the strategy takes it; some plain values stand for programs."""
+    if key == "verify":
+        return _verifier(said, known)
+    if key == "strategies":
+        return tuple(bound(*named(entry, "a strategy"), known) for entry in _entries(key, said))
+    if key == "stages":
+        return read_stages(said, functools.partial(_verifier, known=known))
+    if key == "algorithms":
+        return tuple(_algorithm(entry) for entry in _entries(key, said))
+    return tuple(said) if isinstance(said, list) else said
+
+
+def _entries(key: str, said: Any) -> list[Any]:
+    if not isinstance(said, list | tuple) or not said:
+        raise ValueError(f"{key!r} must be a list with at least one entry, not {said!r}")
+    return list(said)
+
+
+def _algorithm(said: Any) -> Callable[..., Any]:
+    """A strategy that another one runs, with that one's verifier."""
+    name, options = named(said, "an algorithm")
+    function = find("strategies", name)
+    if "verify" not in inspect.signature(function).parameters or "verify" in options:
+        raise ValueError(
+            f"{name} cannot be run with another verifier; choose a strategy that takes one, name none here"
+        )
+    check_options(function, options, skip=3)
+    return functools.partial(function, **{key: _value(key, value, {}) for key, value in options.items()})
+
+
+def _verifier(said: Any, known: Known) -> Callable[..., Any]:
+    name, options = named(said, "a verifier")
+    function = find("verifiers", name)
+    check_options(function, options, skip=2)
+    told = sorted(known.get(name, ()), key=lambda entry: entry.get("adapter") != options.get("adapter"))
+    return functools.partial(function, **{**(told[0] if told else {}), **options})

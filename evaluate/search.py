@@ -1,0 +1,65 @@
+"""Tree search over steps: what scores, prefixes and the rest of a budget come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+
+from extratime.evaluate.program import Problem, Program, extend
+from extratime.models.request import Completion
+
+
+def allot(weights: Sequence[float], n: int) -> list[int]:
+    """Shares of exactly `n` children in proportion to weights: rounded up, the greatest first.
+
+    What is left of `n` is shared out among the weights that are left, so that no child is lost or gained, as there
+    would be if each share were rounded alone. Ties keep their order; a weight of 0 has no share.
+    """
+    order = sorted((i for i, w in enumerate(weights) if w > 0), key=lambda i: -weights[i])
+    totals = list(accumulate(weights[i] for i in reversed(order)))[::-1]
+    shares, left = [0] * len(weights), n
+    for i, total in zip(order, totals, strict=True):
+        shares[i] = math.ceil(left * (weights[i] / total) - 1e-12)
+        left -= shares[i]
+    return shares
+
+
+def probabilities(scores: Sequence[float]) -> list[float]:
+    """Scores as numbers in [0, 1], NaN and -inf as 0; they are logarithms if a finite one is negative."""
+    told = np.asarray(scores, dtype=np.float64)
+    logarithms = bool(np.any((told < 0) & np.isfinite(told)))
+    clipped = np.clip(np.exp(np.minimum(told, 0.0)) if logarithms else told, 0.0, 1.0)
+    return [float(p) for p in np.nan_to_num(clipped, nan=0.0)]
+
+
+def affordable(problem: Problem, prefix: Completion, budget: int, spent: int) -> int:
+    """How many continuations of `prefix` the tokens that are left could read to a full length.
+
+    Whoever reads no more of them than that can always finish one of them.
+    """
+    return (budget * problem.max_tokens - spent) // (problem.max_tokens - prefix.n_tokens)
+
+
+def branch(problem: Problem, prefix: Completion, n: int, step: Sequence[str]) -> Program[tuple[list[Completion], int]]:
+    """Up to `n` distinct continuations of `prefix` by a step, and how many tokens they took."""
+    read = yield from extend([prefix] * n, pause=step)
+    spent = sum(said.n_tokens - prefix.n_tokens for said in read)
+    full = [said.finish == "pause" and said.n_tokens >= problem.max_tokens for said in read]
+    return distinct([replace(r, finish="length") if at else r for r, at in zip(read, full, strict=True)]), spent
+
+
+def distinct(completions: Sequence[Completion]) -> list[Completion]:
+    """Without those that say what an earlier one says and end as it does."""
+    kept: dict[tuple[str, str], Completion] = {}
+    for completion in completions:
+        kept.setdefault((completion.text, completion.finish), completion)
+    return list(kept.values())
+
+
+def root(problem: Problem) -> Completion:
+    """The empty response, to be read on like any prefix."""
+    return Completion(problem.prompt, "", 0, finish="length")

@@ -1,0 +1,97 @@
+"""Search spaces inside a recipe: any value of it may be one of these, at any depth.
+
+    {choice: [a, b, …]}                 one of them; each may be a mapping or list with spaces of its own
+    {integer: [1, 8]}                   both ends included
+    {uniform: [0.4, 1.2]}
+    {log_uniform: [0.05, 5.0]}
+
+Beside a range `default: x` says where it starts; a choice starts at its first entry. What a choice did not take is not
+asked for, so that strategies with different options, and architectures of different depth, are one space.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from extratime.evaluate.grid import RecipeError
+
+KINDS = ("choice", "integer", "uniform", "log_uniform")
+Ask = Callable[[str, str, Sequence[Any], Any], Any]
+"""(name, kind, choices or bounds, default) → a value; of a choice, the word for it."""
+
+
+def fill(value: Any, ask: Ask, name: str = "") -> Any:
+    """`value` with a value in place of every space.
+
+    Args:
+        value: plain values with spaces in them.
+        ask: gives a value for each space, which has a name of its own.
+        name: of this place.
+
+    Raises:
+        RecipeError: a space is not one of the kinds above; the message names its place.
+    """
+    kind = _kind(value, name)
+    if kind == "choice":
+        words = [word(option, i) for i, option in enumerate(value[kind])]
+        taken = ask(name, kind, words, words[0])
+        return fill(value[kind][words.index(taken)], ask, f"{name}={taken}")
+    if kind:
+        return ask(name, kind, value[kind], value.get("default"))
+    if isinstance(value, Mapping):
+        return {key: fill(inner, ask, f"{name}.{key}".lstrip(".")) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [fill(inner, ask, f"{name}[{i}]") for i, inner in enumerate(value)]
+    return value
+
+
+def word(option: Any, i: int) -> str:
+    """The i-th option in a word: itself, or its number and what it begins with where it is no plain value."""
+    if isinstance(option, Mapping):
+        return f"{i} {next(iter(option), '')}"
+    return f"{i}" if isinstance(option, list | tuple) else json.dumps(option)
+
+
+def asked(trial: Any) -> Ask:
+    """Values that an Optuna trial suggests."""
+
+    def ask(name: str, kind: str, said: Sequence[Any], default: Any) -> Any:
+        if kind == "choice":
+            return trial.suggest_categorical(name, list(said))
+        if kind == "integer":
+            return trial.suggest_int(name, *said)
+        return trial.suggest_float(name, *said, log=kind == "log_uniform")
+
+    return ask
+
+
+def starting(found: dict[str, Any]) -> Ask:
+    """Where every space starts; what is asked for is noted in `found`."""
+
+    def ask(name: str, kind: str, said: Sequence[Any], default: Any) -> Any:
+        if default is None:
+            raise RecipeError(
+                f"{name}: say `default: …` beside {kind}, since the first strategy has to start somewhere"
+            )
+        found[name] = default
+        return default
+
+    return ask
+
+
+def _kind(value: Any, name: str) -> str:
+    """The kind of space that a value is, or ""."""
+    kinds = [kind for kind in KINDS if isinstance(value, Mapping) and kind in value]
+    if not kinds:
+        return ""
+    said = value[kinds[0]]
+    sized = isinstance(said, list | tuple) and (len(said) == 2 if kinds[0] != "choice" else len(said) > 0)
+    extra = set(value) - {kinds[0]} - ({"default"} if kinds[0] != "choice" else set())
+    if extra or not sized:
+        raise RecipeError(
+            f"{name}: a space is {{choice: [a, …]}}, or one of integer, uniform and log_uniform with [low, high] and "
+            f"perhaps a default, not {value!r}"
+        )
+    return kinds[0]
