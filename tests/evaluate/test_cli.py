@@ -121,7 +121,7 @@ def test_evaluate_reports_and_a_shard_waits_for_the_others(capsys, recipe):
 
 
 def test_an_interrupt_keeps_what_was_drawn_and_says_how_to_go_on(capsys, recipe, tmp_path):
-    words = ["evaluate", str(recipe), "--no-report", "--set", "limit=300", "--set", "max_tokens=96"]
+    words = ["evaluate", str(recipe), "--no-report", "--set", "limit=100", "--set", "max_tokens=96"]
     stream = tmp_path / "run" / "streams" / "0-of-1.jsonl"
     job = start(tmp_path / "log", command_line, words)
     while job.process.is_alive() and not (stream.exists() and stream.stat().st_size > 1000):
