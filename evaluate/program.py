@@ -169,7 +169,7 @@ def best(responses: Sequence[Completion], scores: Sequence[float], why: str) -> 
     """
     if not responses:
         raise ValueError("no response to choose from")
-    ranked = max(range(len(responses)), key=lambda i: (standing(responses[i]), _rank(scores[i]), -i))
+    ranked = max(range(len(responses)), key=lambda i: (standing(responses[i]), rank(scores[i]), -i))
     return Answer(responses[ranked], tuple(responses), tuple(scores), why)
 
 
@@ -183,5 +183,11 @@ def growing(problem: Problem, response: Completion) -> bool:
     return response.readable and response.n_tokens < problem.max_tokens
 
 
-def _rank(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
+def rank(score: float) -> float:
+    """A score to rank by: NaN, which no comparison orders, counts as -inf."""
+    return -math.inf if math.isnan(score) else score
+
+
+def ranking(scores: Sequence[float]) -> list[int]:
+    """Indices from the highest score to the lowest; ties keep their order."""
+    return sorted(range(len(scores)), key=lambda i: -rank(scores[i]))

@@ -13,9 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
-from extratime.evaluate.program import Problem, Program, Verifier, gather
+from extratime.evaluate.program import Problem, Program, Verifier, gather, ranking
 from extratime.evaluate.prompts import ask, blocks, fill, numbered, order, usable
 from extratime.models.request import Completion, Prompt
 
@@ -192,7 +190,7 @@ class Ranker:
             return state.keep([0])
         if self.verify is not None:
             scores = yield from self.verify(problem, state.candidates)
-            return state.keep(np.argsort([-s if s == s else np.inf for s in scores], kind="stable")[: self.k])
+            return state.keep(ranking(scores)[: self.k])
         prompt = _about(self.prompt, problem, state, self.critiques is not False)
         [reply] = yield from ask(problem, prompt, role=self.role)
         return state.keep(order(reply.text, n)[: self.k])

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from scipy.integrate import quad
 from scipy.special import betainc, gammainc, gammaincinv
 
-from extratime.evaluate.program import Answer, Problem, standing
+from extratime.evaluate.program import Answer, Problem, rank, standing
 from extratime.models.request import Completion
 
 
@@ -52,7 +52,7 @@ def elect(problem: Problem, responses: Sequence[Completion], weights: Sequence[f
     counts = tally(votes, weights)
     winner = max(counts, key=lambda vote: counts[vote]) if counts else None
     members = [i for i, vote in enumerate(votes) if vote == winner]
-    chosen = max(members, key=lambda i: (standing(responses[i]), _finite(weights[i]), -i))
+    chosen = max(members, key=lambda i: (standing(responses[i]), rank(weights[i]), -i))
     return Answer(responses[chosen], tuple(responses), tuple(weights), why if counts else "nobody voted")
 
 
@@ -114,7 +114,3 @@ def dirichlet_confidence(counts: Sequence[float]) -> float:
 def _leaders(counts: Sequence[float]) -> list[float]:
     """Votes from most to least; at least two answers."""
     return sorted([*counts, *[0.0] * (2 - len(counts))], reverse=True)
-
-
-def _finite(weight: float) -> float:
-    return -math.inf if math.isnan(weight) else weight

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from extratime.evaluate import calibration, stats
+from extratime.evaluate.program import rank
 from extratime.evaluate.report.leaderboard import ALL, plain
 from extratime.evaluate.report.read import Response, Result, Run
 
@@ -68,8 +69,7 @@ class Pool:
     def ranks(self) -> list[int]:
         """Places as `extratime.evaluate.program.best` ranks: finished before unfinished before failed, then weight."""
         keys = [
-            (response.standing, -math.inf if math.isnan(weight) else weight)
-            for response, weight in zip(self.responses, self.weights, strict=True)
+            (response.standing, rank(weight)) for response, weight in zip(self.responses, self.weights, strict=True)
         ]
         order = {key: rank for rank, key in enumerate(sorted(set(keys)))}
         return [order[key] for key in keys]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from extratime.evaluate.program import Answer, Problem, Program, Verifier, extend, growing, sample
+from extratime.evaluate.program import Answer, Problem, Program, Verifier, extend, growing, ranking, sample
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.evaluate.vote import elect
@@ -53,8 +53,7 @@ def grow(
             break
         done = [beam for beam in beams if not growing(problem, beam)]
         scores = yield from verify(problem, open_)
-        order = np.argsort([-s if s == s else np.inf for s in scores], kind="stable")
-        kept = [open_[i] for i in order[: max(1, len(open_) // width)]]
+        kept = [open_[i] for i in ranking(scores)[: max(1, len(open_) // width)]]
         again = [kept[i % len(kept)] for i in range(len(open_))]
         beams = done + (yield from extend(again, pause=step))
     beams = yield from extend(beams)

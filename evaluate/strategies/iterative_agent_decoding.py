@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, sample
+from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, rank, sample
 from extratime.evaluate.prompts import ask, fill
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.evaluate.vote import ballots
@@ -84,7 +84,7 @@ def iterative_agent_decoding(
 def ranked(problem: Problem, responses: Sequence[Completion], scores: Sequence[float]) -> list[float]:
     """Scores, -inf where they are missing and for responses from which no answer can be read."""
     votes = ballots(problem, responses)
-    return [-math.inf if v is None or math.isnan(s) else s for v, s in zip(votes, scores, strict=True)]
+    return [-math.inf if v is None else rank(s) for v, s in zip(votes, scores, strict=True)]
 
 
 def extremes(pool: Sequence[Completion], scores: Sequence[float]) -> tuple[int | None, int | None]:

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, sample
+from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, ranking, sample
 from extratime.evaluate.verifiers.self_eval import self_eval
 
 
@@ -37,8 +37,7 @@ def pruned_best_of_n(
     """
     begun = yield from sample(problem.prompt, budget, max_tokens=look)
     scores = yield from verify(problem, begun)
-    ranks = list(rng.random(budget)) if random else [-math.inf if math.isnan(s) else s for s in scores]
-    order = sorted(range(budget), key=lambda i: (-ranks[i], i))
+    order = ranking(list(rng.random(budget)) if random else scores)
     kept = sorted(order[: max(1, math.ceil((1 - drop) * budget - 1e-9))])
     responses = yield from extend([begun[i] for i in kept])
     scores = yield from verify(problem, responses)

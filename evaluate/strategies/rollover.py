@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, growing, standing
+from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, growing, rank, standing
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.models.request import Completion
 
@@ -81,7 +81,7 @@ def _candidates(
         limit = chosen.n_tokens + spare if pool else None
         pool += yield from extend([chosen], pause=pause, max_tokens=limit)
         [score] = yield from verify(problem, pool[-1:])
-        scores.append(-math.inf if math.isnan(score) else score)
+        scores.append(rank(score))
         spare -= pool[-1].n_tokens - chosen.n_tokens
         if scores[-1] >= bar and all(growing(problem, candidate) for candidate in pool):
             return pool, scores, True
