@@ -6,7 +6,6 @@ import math
 from itertools import accumulate
 
 import numpy as np
-from scipy.stats import binom
 from toy import problem, texts
 
 from extratime.evaluate.particles import State
@@ -168,10 +167,6 @@ def chain(seed=0, spread=1.0):
     return Chain(seed, spread)
 
 
-def rng():
-    return np.random.default_rng(0)
-
-
 def response(text, finish="eos", n_tokens=None, **fields):
     """A response to `SHORT` of one token a character."""
     return Completion(SHORT.prompt, text, len(text) if n_tokens is None else n_tokens, finish=finish, **fields)
@@ -180,20 +175,3 @@ def response(text, finish="eos", n_tokens=None, **fields):
 def paused(*texts):
     """Responses at the end of a step."""
     return [response(text, "pause") for text in texts]
-
-
-def scored(table):
-    """A verifier that looks a response up by its text, and remembers what it was asked."""
-
-    def verify(problem, responses):
-        yield from ()
-        verify.asked.append([r.text for r in responses])
-        return [table(r.text) if callable(table) else table[r.text] for r in responses]
-
-    verify.asked = []
-    return verify
-
-
-def within(successes, p, n):
-    """Whether a count is inside the central 99.9 % of its binomial law."""
-    return binom.ppf(0.0005, n, p) <= successes <= binom.ppf(0.9995, n, p)

@@ -2,8 +2,7 @@
 
 import itertools
 
-import numpy as np
-from scipy.stats import binom
+from played import P
 from toy import ToyEngine, ended, problem, run, told
 
 from extratime.evaluate.grid import parse
@@ -11,12 +10,7 @@ from extratime.evaluate.program import Gather
 from extratime.evaluate.schedule import Cell
 from extratime.models.request import Completion
 
-P = problem(max_tokens=12)
 RUNS = 300
-
-
-def rng():
-    return np.random.default_rng(0)
 
 
 def response(text, finish="eos", prompt=None, **fields):
@@ -43,18 +37,6 @@ def replying(program, answer):
             value = [r if isinstance(r, Completion) else response(r, prompt=request.prompt) for r in replies]
 
 
-def scored(table):
-    """A verifier that looks a response up by its text, and remembers what it was asked."""
-
-    def verify(problem, responses):
-        yield from ()
-        verify.asked.append([r.text for r in responses])
-        return [table(r.text) if callable(table) else table[r.text] for r in responses]
-
-    verify.asked = []
-    return verify
-
-
 def answers(law):
     """A model that answers at once, whatever it is told before the question."""
     return told(lambda text: {"": 1.0} if "=" in text else {f"={answer}": p for answer, p in law.items()})
@@ -67,11 +49,6 @@ def repeated(strategy, budget, law, n=RUNS, max_tokens=4):
 
 def right(results):
     return sum(ended(result.answer.response.text) == "1" for result in results)
-
-
-def within(successes, p, n):
-    """Whether a count is inside the central 99.9 % of its binomial law."""
-    return binom.ppf(0.0005, n, p) <= successes <= binom.ppf(0.9995, n, p)
 
 
 PLAIN = {"model": "m", "tasks": ["t"], "output": "o"}

@@ -4,24 +4,13 @@ import itertools
 import math
 from collections import Counter
 
-import numpy as np
 import pytest
 from scipy.stats import binom
 from toy import ToyEngine, problem, run, told
 
 from extratime.evaluate.schedule import Cell
-from extratime.models.request import Completion
 
-P = problem(max_tokens=12)
 RUNS = 250
-
-
-def response(text, finish="eos", n_tokens=6, **fields):
-    return Completion(P.prompt, text, n_tokens, finish=finish, **fields)
-
-
-def rng():
-    return np.random.default_rng(0)
 
 
 def pooled(program, pool):

@@ -3,8 +3,8 @@
 import functools
 import math
 
-import numpy as np
 import pytest
+from played import P, play, response, rng, scored
 from toy import ToyEngine, problem, run, told
 
 from extratime.evaluate.grid import RecipeError, bind, parse
@@ -16,40 +16,7 @@ from extratime.evaluate.strategies.by_difficulty import by_difficulty
 from extratime.evaluate.strategies.greedy import greedy
 from extratime.evaluate.strategies.self_consistency import self_consistency
 from extratime.evaluate.verifiers.oracle import oracle
-from extratime.models.request import Completion, Sample
-
-P = problem(max_tokens=12)
-
-
-def rng():
-    return np.random.default_rng(0)
-
-
-def response(text, finish="eos"):
-    return Completion(P.prompt, text, 6, finish=finish)
-
-
-def scored(table):
-    """A verifier that looks a response up by its text."""
-
-    def verify(problem, responses):
-        yield from ()
-        return [table[r.text] for r in responses]
-
-    return verify
-
-
-def play(program, *replies):
-    """Answer a program's requests in turn: the requests, and what it returned."""
-    asked = [next(program)]
-    for i, reply in enumerate(replies):
-        try:
-            asked.append(program.throw(reply) if isinstance(reply, Exception) else program.send(reply))
-        except StopIteration as stop:
-            assert i == len(replies) - 1, "it returned before all replies were given"
-            return asked, stop.value
-    raise AssertionError(f"it still wants {asked[-1]}")
-
+from extratime.models.request import Sample
 
 # --- a strategy for each difficulty, at inference
 

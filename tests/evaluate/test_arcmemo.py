@@ -5,7 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from composed import P, replying, rng, scored
+from composed import replying
+from played import P, rng, scored
 from toy import ToyEngine, problem, run
 
 from extratime.evaluate.concepts import Memory, dump, entries, matching, merge, read_memory, render

@@ -5,7 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from composed import RUNS, P, answers, recipe, repeated, replying, response, right, rng, scored, within
+from composed import RUNS, answers, recipe, repeated, replying, response, right
+from laws import within
+from played import P, rng, scored
 from toy import ToyEngine, ended
 
 from extratime.evaluate.grid import RecipeError, bind

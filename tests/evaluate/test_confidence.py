@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from laws import P, outcomes, pooled, repeated, response, right, rng, within
+from laws import outcomes, pooled, repeated, right, within
+from played import P, response, rng
 from toy import told
 
 from extratime.evaluate.confidence import bar, confidence, groups

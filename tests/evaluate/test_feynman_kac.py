@@ -6,8 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from chains import PROBLEM, Chain, Model, chain, paused, response, rng, scored, within
+from chains import PROBLEM, Chain, Model, chain, paused, response
 from chains import SHORT as P
+from laws import within
+from played import rng, scored
 from toy import problem
 
 from extratime.evaluate.strategies.feynman_kac import feynman_kac

@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from played import P, play, response, rng, scored
 from toy import ToyEngine, ended, problem, run, told
 
 from extratime.evaluate.program import Gather
@@ -17,38 +18,6 @@ from extratime.evaluate.strategies.early_stopping import early_stopping
 from extratime.evaluate.strategies.parallel_reasoning import parallel_reasoning
 from extratime.evaluate.streams import Streams
 from extratime.models.request import Completion, Sample, fail
-
-P = problem(max_tokens=12)
-
-
-def rng():
-    return np.random.default_rng(0)
-
-
-def response(text, finish="eos", n_tokens=6, **fields):
-    return Completion(P.prompt, text, n_tokens, finish=finish, **fields)
-
-
-def scored(table):
-    """A verifier that knows the score of each text."""
-
-    def verify(problem, responses):
-        yield from ()
-        return [table[r.text] for r in responses]
-
-    return verify
-
-
-def play(program, *replies):
-    """Answer a program's requests in turn: the requests, and what it returned."""
-    asked = [next(program)]
-    for i, reply in enumerate(replies):
-        try:
-            asked.append(program.send(reply))
-        except StopIteration as stop:
-            assert i == len(replies) - 1, "it returned before all replies were given"
-            return asked, stop.value
-    raise AssertionError(f"it still wants {asked[-1]}")
 
 
 def begun(*texts, n=3):

@@ -5,8 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from chains import PROBLEM, chain, marginals, paused, response, rng, scored, within
+from chains import PROBLEM, chain, marginals, paused, response
 from chains import SHORT as P
+from laws import within
+from played import rng, scored
 
 from extratime.evaluate import smc
 from extratime.evaluate.particles import Rule, State, retained, sweep

@@ -5,8 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from chains import PROBLEM, Model, chain, marginals, paused, response, rng, scored
+from chains import PROBLEM, Model, chain, marginals, paused, response
 from chains import SHORT as P
+from played import rng, scored
 from scipy.stats import binom
 
 from extratime.evaluate import smc

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from laws import P, outcomes, pooled, repeated, response, right, rng, within
+from laws import outcomes, pooled, repeated, right, within
+from played import P, response, rng
 from scipy.stats import weibull_min
 from toy import told
 

@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from composed import RUNS, P, answers, recipe, repeated, replying, response, right, rng, within
+from composed import RUNS, answers, recipe, repeated, replying, response, right
+from laws import within
+from played import P, rng
 
 from extratime.evaluate.grid import RecipeError, bind
 from extratime.evaluate.program import EngineError, best, sample

@@ -6,7 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from laws import P, answers, elected, outcomes, pooled, repeated, response, right, rng, within
+from laws import answers, elected, outcomes, pooled, repeated, right, within
+from played import P, response, rng
 from scipy.integrate import quad
 from scipy.stats import norm
 from toy import p_value, told

@@ -9,6 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from played import P, play, rng, scored
 from toy import ToyEngine, problem, run, told
 
 from extratime.evaluate.schedule import Cell
@@ -25,7 +26,6 @@ from extratime.evaluate.strategies.weighted_vote import weighted_vote
 from extratime.evaluate.verifiers.reward_model import reward_model
 from extratime.models.request import Completion, Sample, fail
 
-P = problem(max_tokens=12)
 STEPS = 6
 
 
@@ -35,34 +35,6 @@ def response(text, finish="eos", n_tokens=None, **fields):
 
 def paused(*texts):
     return [response(text, "pause") for text in texts]
-
-
-def scored(table):
-    """A verifier that looks a response up by its text, and remembers what it was asked."""
-
-    def verify(problem, responses):
-        yield from ()
-        verify.asked.append([r.text for r in responses])
-        return [table(r.text) if callable(table) else table[r.text] for r in responses]
-
-    verify.asked = []
-    return verify
-
-
-def play(program, *replies):
-    """Answer a program's requests in turn: the requests, and what it returned."""
-    asked = [next(program)]
-    for i, reply in enumerate(replies):
-        try:
-            asked.append(program.send(reply(asked[-1]) if callable(reply) else reply))
-        except StopIteration as stop:
-            assert i == len(replies) - 1, "it returned before all replies were given"
-            return asked, stop.value
-    raise AssertionError(f"it still wants {asked[-1]}")
-
-
-def rng():
-    return np.random.default_rng(0)
 
 
 # --- the chain: six steps, each right with probability p; an error is never made good

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from laws import within
+from played import P, response, rng, scored
 from scipy.stats import binom
 from toy import ToyEngine, ended, p_value, problem, run
 
@@ -22,9 +24,8 @@ from extratime.evaluate.strategies.solve_then_verify import allocation, solve_th
 from extratime.evaluate.verifiers.oracle import oracle
 from extratime.models.judge import Judge
 from extratime.models.paths import path_seed
-from extratime.models.request import Completion, Sample
+from extratime.models.request import Sample
 
-P = problem(max_tokens=12)
 RUNS = 250
 
 
@@ -35,19 +36,6 @@ def repeated(strategy, budget, law, n=RUNS, max_tokens=4, engine=None, **fields)
 
 def right(results):
     return sum(result.cell.problem.correct(result.answer.response.text) for result in results)
-
-
-def within(successes, p, n=RUNS):
-    """Whether a count is inside the central 99.9 % of its binomial law."""
-    return binom.ppf(0.0005, n, p) <= successes <= binom.ppf(0.9995, n, p)
-
-
-def rng():
-    return np.random.default_rng(0)
-
-
-def response(text, finish="eos", n_tokens=6, **fields):
-    return Completion(P.prompt, text, n_tokens, finish=finish, **fields)
 
 
 def steps(program, say):
@@ -71,18 +59,6 @@ def saying(*texts):
     """Answers with these texts, one after the other."""
     left = iter(texts)
     return lambda request, i: response(next(left))
-
-
-def weighing(table):
-    """A verifier that looks a response up by its text, and remembers what it was asked."""
-
-    def verify(problem, responses):
-        yield from ()
-        verify.asked.append([r.text for r in responses])
-        return [table(r.text) if callable(table) else table[r.text] for r in responses]
-
-    verify.asked = []
-    return verify
 
 
 def graded(scores):
@@ -122,7 +98,7 @@ def test_a_revision_sees_the_last_answers_that_were_finished():
 
 def test_chains_grow_side_by_side_until_the_budget_is_spent():
     texts = [f"v{i}=1" for i in range(1, 8)]
-    asked, answer = steps(revision(P, 7, rng(), weighing(lambda text: 1.0), context=1), saying(*texts))
+    asked, answer = steps(revision(P, 7, rng(), scored(lambda text: 1.0), context=1), saying(*texts))
     assert [request.n for request in asked] == [3, 1, 1, 1, 1]
     assert [re.findall(r"v(\d)", request.prompt.text) for request in asked] == [[], ["1"], ["2"], ["3"], ["4"]]
     assert [r.text[1] for r in answer.pool] == list("1472536")
@@ -130,7 +106,7 @@ def test_chains_grow_side_by_side_until_the_budget_is_spent():
 
 def test_a_long_chain_shows_its_last_four():
     texts = [f"v{i}=1" for i in range(1, 8)]
-    asked, _ = steps(revision(P, 7, rng(), weighing(lambda text: 1.0), ratio=math.inf), saying(*texts))
+    asked, _ = steps(revision(P, 7, rng(), scored(lambda text: 1.0), ratio=math.inf), saying(*texts))
     shown = [re.findall(r"v(\d)", request.prompt.text) for request in asked]
     assert shown == [[], ["1"], ["1", "2"], ["1", "2", "3"], list("1234"), list("2345"), list("3456")]
 
@@ -142,13 +118,13 @@ def test_winners_of_chains_vote_with_their_own_scores():
     answer = hierarchical(P, chains, votes)
     assert answer.response.text == "e=3" and answer.weights == tuple(votes) and len(answer.pool) == 6
     texts = [r.text for chain in chains for r in chain]
-    verify = weighing(dict(zip(texts, votes, strict=True)))
+    verify = scored(dict(zip(texts, votes, strict=True)))
     flat = steps(revision(P, 6, rng(), verify, 0, select="flat"), saying(*texts))[1]
     assert flat.response.text == "c=2"  # 0.8 against 0.6 and 0.4
 
 
 def test_a_majority_of_all_answers_asks_no_verifier():
-    verify = weighing({})
+    verify = scored({})
     answer = steps(revision(P, 3, rng(), verify, 0, select="majority"), saying("=1", "=2", "=2"))[1]
     assert answer.response.text == "=2" and not verify.asked
 
@@ -219,7 +195,7 @@ SCORES = {"a=1": 0.3, "b=2": 0.1, "c=3": 0.7, "d": 0.9, "e=5": 0.7, "f=6": 0.0}
 
 
 def test_each_round_sees_the_best_and_the_weakest_so_far():
-    asked, answer = iad(6, weighing(SCORES), SCORES, samples=2)
+    asked, answer = iad(6, scored(SCORES), SCORES, samples=2)
     assert [request.n for request in asked] == [2, 2, 2]
     assert asked[0].prompt == P.prompt
     shown = [re.findall(r"(best|weakest) attempt so far(?: \(score (.*?)\))?:\n(.*)", r.prompt.text) for r in asked]
@@ -230,29 +206,29 @@ def test_each_round_sees_the_best_and_the_weakest_so_far():
 
 
 def test_feedback_by_kind():
-    plain_ = iad(4, weighing(SCORES), SCORES, samples=2, feedback="none")[0]
+    plain_ = iad(4, scored(SCORES), SCORES, samples=2, feedback="none")[0]
     assert [request.prompt for request in plain_] == [P.prompt] * 2
-    bare = iad(4, weighing(SCORES), SCORES, samples=2, feedback="attempts")[0][1].prompt.text
+    bare = iad(4, scored(SCORES), SCORES, samples=2, feedback="attempts")[0][1].prompt.text
     assert "a=1" in bare and "b=2" in bare and "0.3" not in bare
     texts = ["a=1", "b=2", "carry the one", "c=3", "d"]
-    first, critic, second = iad(4, weighing(SCORES), texts, samples=2, feedback="critique")[0]
+    first, critic, second = iad(4, scored(SCORES), texts, samples=2, feedback="critique")[0]
     assert critic.role == "judge" and "a=1" in critic.prompt.text and critic.prompt.ids is None
-    own = iad(4, weighing(SCORES), texts, samples=2, feedback="critique", critic="policy")[0]
+    own = iad(4, scored(SCORES), texts, samples=2, feedback="critique", critic="policy")[0]
     assert [(r.role, r.n) for r in own] == [("policy", 2), ("policy", 1), ("policy", 1)]
-    assert len(iad(3, weighing(SCORES), texts, samples=2, feedback="critique", critic="policy")[0]) == 1
+    assert len(iad(3, scored(SCORES), texts, samples=2, feedback="critique", critic="policy")[0]) == 1
     assert "carry the one" in second.prompt.text and (first.role, second.role) == ("policy", "policy")
 
 
 def test_it_stops_when_the_best_is_good_enough_or_nothing_gets_better():
-    assert len(iad(6, weighing(SCORES), SCORES, samples=2, enough=0.7)[1].pool) == 4
-    assert len(iad(6, weighing(SCORES), SCORES, samples=1, patience=1)[1].pool) == 2
-    assert len(iad(6, weighing(SCORES), SCORES, samples=1, patience=2)[1].pool) == 5
-    assert len(iad(5, weighing(SCORES), SCORES, samples=2)[1].pool) == 5, "the last round takes what is left"
+    assert len(iad(6, scored(SCORES), SCORES, samples=2, enough=0.7)[1].pool) == 4
+    assert len(iad(6, scored(SCORES), SCORES, samples=1, patience=1)[1].pool) == 2
+    assert len(iad(6, scored(SCORES), SCORES, samples=1, patience=2)[1].pool) == 5
+    assert len(iad(5, scored(SCORES), SCORES, samples=2)[1].pool) == 5, "the last round takes what is left"
 
 
 @pytest.mark.parametrize("value", [0.5, math.nan, -math.inf])
 def test_a_verifier_that_knows_nothing_keeps_the_first(value):
-    asked, answer = iad(4, weighing(lambda text: value), ["=1", "=2", "=3", "=4"], samples=2)
+    asked, answer = iad(4, scored(lambda text: value), ["=1", "=2", "=3", "=4"], samples=2)
     assert answer.response.text == "=1"
     assert ("=1" in asked[1].prompt.text) == (value == 0.5) and "=2" not in asked[1].prompt.text
 
@@ -605,6 +581,6 @@ def test_a_verifier_that_knows_makes_accuracy_pass_at_s_and_without_one_it_is_th
 
 
 def test_solutions_without_an_answer_never_win_and_other_verifiers_are_asked_once():
-    verify = weighing({"a": 0.9, "b=1": 0.2, "c=2": 0.3})
+    verify = scored({"a": 0.9, "b=1": 0.2, "c=2": 0.3})
     answer = steps(solve_then_verify(P, 12, rng(), verify, votes=3), saying("a", "b=1", "c=2"))[1]
     assert answer.response.text == "c=2" and answer.weights == (-math.inf, 0.2, 0.3) and len(verify.asked) == 1

@@ -3,7 +3,9 @@
 import functools
 
 import pytest
-from composed import RUNS, P, repeated, replying, response, right, rng, scored, within
+from composed import RUNS, repeated, replying, response, right
+from laws import within
+from played import P, rng, scored
 
 from extratime.evaluate.strategies.sequential_feedback import NO_HINT, sequential_feedback
 from extratime.models.request import fail

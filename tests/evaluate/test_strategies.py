@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy import problem
+from played import P, play, response, rng, scored
 
 from extratime.evaluate.program import Gather, best, growing, standing
 from extratime.evaluate.strategies.adaptive_best_of_n import adaptive_best_of_n, annealed
@@ -19,42 +19,7 @@ from extratime.evaluate.strategies.particle_filter import particle_filter
 from extratime.evaluate.strategies.pruned_best_of_n import pruned_best_of_n
 from extratime.evaluate.strategies.self_consistency import self_consistency
 from extratime.evaluate.strategies.weighted_vote import weighted_vote
-from extratime.models.request import Completion, Sample, fail
-
-P = problem(max_tokens=12)
-
-
-def response(text, finish="eos", n_tokens=6, **fields):
-    return Completion(P.prompt, text, n_tokens, finish=finish, **fields)
-
-
-def scored(table):
-    """A verifier that looks a response up by its text, and remembers what it was asked."""
-
-    def verify(problem, responses):
-        yield from ()
-        verify.asked.append([r.text for r in responses])
-        return [table(r.text) if callable(table) else table[r.text] for r in responses]
-
-    verify.asked = []
-    return verify
-
-
-def play(program, *replies):
-    """Answer a program's requests in turn: the requests, and what it returned."""
-    asked = [next(program)]
-    for i, reply in enumerate(replies):
-        try:
-            asked.append(program.send(reply(asked[-1]) if callable(reply) else reply))
-        except StopIteration as stop:
-            assert i == len(replies) - 1, "it returned before all replies were given"
-            return asked, stop.value
-    raise AssertionError(f"it still wants {asked[-1]}")
-
-
-def rng():
-    return np.random.default_rng(0)
-
+from extratime.models.request import Sample, fail
 
 # --- ranking
 

@@ -7,7 +7,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from laws import P, answers, elected, repeated, response, right, rng, within
+from laws import answers, elected, repeated, right, within
+from played import P, response, rng
 from toy import ToyEngine, p_value, problem, run
 
 from extratime.evaluate.grid import bind, parse
