@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from steps import KEEP_MEMORY, call, overrides
 from table import at_least, row, show
 
 from extratime.evaluate import stats
@@ -52,24 +50,6 @@ JUDGE = Judge(
     chat=False,
 )
 """As in recipes/judge_sft/sums.yaml."""
-
-
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-"""Training steps are 1.4 times quicker on a CPU where freed memory is kept; evaluations are not."""
-
-
-def call(*words, **environment):
-    """A step of the experiment, as a user would run it."""
-    print("$", *words, flush=True)
-    subprocess.run([sys.executable, "-m", *map(str, words)], check=True, env={**os.environ, **environment})
-
-
-def overrides(sets):
-    return [word for key, value in sets.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 
 
 def rollouts(args):

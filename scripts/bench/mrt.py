@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import pearsonr
+from steps import KEEP_MEMORY, call, overrides
 from table import at_least, at_most, row, show
 
 from extratime.evaluate import stats
@@ -36,26 +34,14 @@ LONGEST = 96
 SIGNS = re.compile(r"\d[+-]\d[+-]\d")
 
 
-MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
-"""Keeps freed memory: 1.4 times quicker training steps on a CPU."""
-
-
-def call(*words):
-    """A step of the experiment, as a user would run it."""
-    print("$", *words, flush=True)
-    env = os.environ | (MEMORY if words[0] == "extratime.train.sft" else {})
-    subprocess.run([sys.executable, "-m", *map(str, words)], check=True, env=env)
-
-
 def lines(file):
     return [json.loads(line) for line in file.open()]
 
 
 def rollouts(model, output, limit, split):
     sets = {"model": model, "output": output, "limit": limit, "overrides.signs.test_split": split}
-    words = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     if not (output / "draws.jsonl").exists():
-        call("extratime.train.rollouts", RECIPES / "rollouts/signs.yaml", *words)
+        call("extratime.train.rollouts", RECIPES / "rollouts/signs.yaml", *overrides(sets))
 
 
 def prefixes(folder, output, select="progress", traces=None):
@@ -67,7 +53,7 @@ def prefixes(folder, output, select="progress", traces=None):
 def warm_up(args):
     f = args.folder
     said = ["--config", RECIPES / "sft/signs.yaml", "--output_dir", f / "warm_up", "--report_to", "none"]
-    call("extratime.train.sft", *said, "--max_steps", args.warm_up)
+    call("extratime.train.sft", *said, "--max_steps", args.warm_up, **KEEP_MEMORY)
     rollouts(f / "warm_up", f / "rollouts", args.train, "train")
 
 
@@ -95,7 +81,7 @@ def learn(args):
     for name in ARMS:
         said = ["--config", RECIPES / "sft/mrt_star.yaml", "--model", f / "warm_up", "--report_to", "none"]
         said += ["--data", f / name / "rows.jsonl", "--output_dir", f / name / "sft", "--max_steps", args.steps]
-        call("extratime.train.sft", *said)
+        call("extratime.train.sft", *said, **KEEP_MEMORY)
 
 
 def test(args):

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from steps import KEEP_MEMORY, call, overrides
 from table import at_least, row, show
 
 from extratime.evaluate import stats
@@ -35,8 +33,6 @@ from extratime.models.steps import split
 TASKS = {"sums_easy": (3, 1), "sums_medium": (2, 2), "sums_hard": (3, 2)}
 DRAWS, COMPLETIONS, STEPS = 4, 8, 8
 POOL, TIE = 8, 0.05
-KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
-"""Freed memory stays with the process: training steps are a third quicker."""
 RECIPES = Path(__file__).parents[2] / "recipes"
 MODELS = {
     "prm": [],
@@ -44,16 +40,6 @@ MODELS = {
     "exact": ["--num_train_epochs", "1", "--learning_rate", "2e-4"],
 }
 EASY = "sums_easy"
-
-
-def call(*words, **env):
-    """A stage of the experiment, as a user would run it."""
-    print("$", *words, flush=True)
-    subprocess.run([sys.executable, "-m", *map(str, words)], check=True, env=os.environ | env)
-
-
-def overrides(sets):
-    return [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
 
 
 def lines(file):
@@ -110,7 +96,7 @@ def draw(args):
 def train(args, name):
     data = exactly(args) if name == "exact" else args.folder / "labels/steps.jsonl"
     said = ["--config", RECIPES / "prm/sums.yaml", "--output_dir", args.folder / name, "--model", args.policy]
-    call("extratime.train.prm", *said, "--data", data, *MODELS[name], "--report_to", "none", **KEEP)
+    call("extratime.train.prm", *said, "--data", data, *MODELS[name], "--report_to", "none", **KEEP_MEMORY)
 
 
 def evaluate(args, name):

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
-import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from steps import call, overrides
 from table import at_least, at_most, row, show
 
 from extratime.evaluate import stats
@@ -41,12 +40,6 @@ ADAPTERS = {
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def call(*words):
-    """A step of the experiment, as a user would run it."""
-    print("$", *words, flush=True)
-    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
-
-
 def train(args):
     f = args.folder
     warm_up = ["--config", RECIPES / "sft/sums.yaml", "--output_dir", f / "sft", "--max_steps", args.steps]
@@ -57,10 +50,6 @@ def train(args):
         said = ["--config", RECIPES / "self_eval/sums.yaml", "--output_dir", f / name, *difference]
         said += ["--model", f / "sft", "--data", f / "rollouts/draws.jsonl"]
         call("extratime.train.self_eval", *said, *(["--max_steps", args.adapter_steps] if args.adapter_steps else []))
-
-
-def overrides(sets):
-    return [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
 
 
 def verify(adapter):
