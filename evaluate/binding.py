@@ -26,12 +26,17 @@ def bound(name: str, options: Mapping[str, Any], known: Known) -> Callable[..., 
         ValueError: there is no such strategy, verifier or option, or the options can't be meant.
     """
     function = find("strategies", name)
-    check_options(function, options, skip=3)
-    told = {key: _value(key, said, known) for key, said in options.items()}
+    told = _told(function, options, known)
     default = inspect.signature(function).parameters.get("verify")
     if default is not None and "verify" not in options and default.default is not None:
         told["verify"] = _verifier(default.default.__name__, known)
     return functools.partial(function, **told)
+
+
+def _told(function: Callable[..., Any], options: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    """Options of a strategy, each as it takes it."""
+    check_options(function, options, skip=3)
+    return {key: _value(key, said, known) for key, said in options.items()}
 
 
 def _value(key: str, said: Any, known: Known) -> Any:
@@ -61,8 +66,7 @@ def _algorithm(said: Any) -> Callable[..., Any]:
         raise ValueError(
             f"{name} cannot be run with another verifier; choose a strategy that takes one, name none here"
         )
-    check_options(function, options, skip=3)
-    return functools.partial(function, **{key: _value(key, value, {}) for key, value in options.items()})
+    return functools.partial(function, **_told(function, options, {}))
 
 
 def _verifier(said: Any, known: Known) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from itertools import accumulate
 import numpy as np
 
 from extratime.evaluate.program import Problem, Program, extend
+from extratime.evaluate.smc import logarithms
 from extratime.models.request import Completion
 
 
@@ -31,8 +32,7 @@ def allot(weights: Sequence[float], n: int) -> list[int]:
 def probabilities(scores: Sequence[float]) -> list[float]:
     """Scores as numbers in [0, 1], NaN and -inf as 0; they are logarithms if a finite one is negative."""
     told = np.asarray(scores, dtype=np.float64)
-    logarithms = bool(np.any((told < 0) & np.isfinite(told)))
-    clipped = np.clip(np.exp(np.minimum(told, 0.0)) if logarithms else told, 0.0, 1.0)
+    clipped = np.clip(np.exp(np.minimum(told, 0.0)) if logarithms(told) else told, 0.0, 1.0)
     return [float(p) for p in np.nan_to_num(clipped, nan=0.0)]
 
 

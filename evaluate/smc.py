@@ -121,18 +121,23 @@ def logit(score: npt.ArrayLike, eps: float = 1e-7) -> Floats:
     return np.asarray(np.log(s) - np.log1p(-s))
 
 
+def logarithms(scores: Floats) -> bool:
+    """Whether scores are log-probabilities: one of them is finite and negative."""
+    return bool(np.any((scores < 0) & np.isfinite(scores)))
+
+
 def potentials(scores: npt.ArrayLike, reading: Reading = "odds") -> Floats:
     """Ln G of scores: ln s/(1 − s), ln s or s itself; -inf for NaN and -inf, and finite where a score is +inf.
 
     Negative scores are read as ln s, but for "exponential".
     """
     s = np.asarray(scores, dtype=np.float64)
-    logarithms = bool(np.any((s < 0) & np.isfinite(s)))
+    logs = logarithms(s)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         if reading == "odds":
-            told = np.where(np.isneginf(s), -np.inf, logit(np.exp(s) if logarithms else s))
+            told = np.where(np.isneginf(s), -np.inf, logit(np.exp(s) if logs else s))
         else:
-            told = s if logarithms or reading == "exponential" else np.log(s)
+            told = s if logs or reading == "exponential" else np.log(s)
     return np.nan_to_num(told, nan=-np.inf, posinf=1e9, neginf=-np.inf)
 
 
