@@ -21,6 +21,7 @@ from extratime.evaluate.report.figures import AXES, figure
 from extratime.evaluate.report.leaderboard import ALL, Row, leaderboard
 from extratime.evaluate.report.pools import AtK, Ranking, pool_statistics
 from extratime.evaluate.report.read import Run, read
+from extratime.evaluate.report.versus import Versus, versus
 
 HERE = Path(__file__).parent
 SCRIPTS = ("elements.js", "table.js", "chart.js", "problems.js", "page.js")
@@ -41,22 +42,26 @@ def report(folder: Path) -> Path:
     """
     run = read(folder)
     rows = leaderboard(run)
+    beside = versus(run)
     at_k, rankings = pool_statistics(run)
     files: dict[str, str | bytes] = {
-        "leaderboard.json": tables.as_json(run, rows, at_k, rankings),
+        "leaderboard.json": tables.as_json(run, rows, at_k, rankings, beside),
         "leaderboard.csv": tables.as_csv(rows),
-        "leaderboard.md": tables.as_markdown(run, rows, at_k, rankings),
+        "leaderboard.md": tables.as_markdown(run, rows, at_k, rankings, beside),
         **{f"figures/accuracy_{name}.png": figure(rows, name) for name in AXES},
-        "index.html": _page(run, rows, at_k, rankings),
+        "index.html": _page(run, rows, at_k, rankings, beside),
     }
     for name, content in files.items():
         write(folder / name, content)
     return folder / "index.html"
 
 
-def _page(run: Run, rows: Sequence[Row], at_k: Sequence[AtK], rankings: Sequence[Ranking]) -> str:
+def _page(
+    run: Run, rows: Sequence[Row], at_k: Sequence[AtK], rankings: Sequence[Ranking], beside: Sequence[Versus]
+) -> str:
+    versus_vote = {(row.task, row.strategy, row.budget): asdict(row) for row in beside}
     data = {
-        "rows": [asdict(row) for row in rows],
+        "rows": [versus_vote.get((row.task, row.strategy, row.budget), {}) | asdict(row) for row in rows],
         "at_k": [asdict(x) for x in at_k],
         "rankings": [asdict(x) for x in rankings],
         "about": tables.about(run),

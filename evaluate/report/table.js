@@ -10,6 +10,10 @@ const COLUMNS = [
   { key: "generated", name: "Tokens", hint: "generated, mean per problem", cell: shortCell("generated") },
   { key: "flops", name: "FLOPs", hint: "of the policy, prefixes cached", cell: shortCell("flops") },
   { key: "seconds_modelled", name: "Seconds", hint: "modelled from this run's rates", cell: shortCell("seconds_modelled") },
+  { key: "equal_budget", name: "vs. self-consistency", hint: "of the same budget, percentage points", more: true, cell: versusCell("equal_budget"), down: true },
+  { key: "equal_budget_p_holm", name: "Holm p", hint: "of the column before", more: true, cell: (row) => right(pValue(row.equal_budget_p_holm)) },
+  { key: "equal_tokens", name: "… at equal tokens", hint: "beside the two budgets of self-consistency whose mean tokens enclose the row's", more: true, cell: versusCell("equal_tokens"), down: true },
+  { key: "equal_tokens_p_holm", name: "Holm p", hint: "of the column before", more: true, cell: (row) => right(pValue(row.equal_tokens_p_holm)) },
   { key: "sequential", name: "Sequential", hint: "tokens on the longest chain of draws", more: true },
   { key: "prefill", name: "Prefill", hint: "tokens read, prefixes cached", more: true },
   { key: "prefill_uncached", name: "Prefill, no cache", more: true },
@@ -61,10 +65,18 @@ function track(row) {
 
 function differenceCell(row) {
   if (row.baseline) return { class: "number faint", text: "one sample" };
-  const clear = row.p_holm != null && row.p_holm < 0.05 ? (row.difference > 0 ? "gain" : "loss") : "";
+  return gained(row.difference, row.difference_low, row.difference_high, row.p_holm);
+}
+
+function versusCell(key) {
+  return (row) => (row[key] == null ? right(UNKNOWN) : gained(row[key], row[key + "_low"], row[key + "_high"], row[key + "_p_holm"]));
+}
+
+function gained(value, low, high, p) {
+  const clear = p != null && p < 0.05 ? (value > 0 ? "gain" : "loss") : "";
   return {
     class: "number",
-    text: make("span", { class: "figures" }, make("b", { class: clear }, percent(row.difference, true)), make("small", {}, interval(row.difference_low, row.difference_high, true))),
+    text: make("span", { class: "figures" }, make("b", { class: clear }, percent(value, true)), make("small", {}, interval(low, high, true))),
   };
 }
 

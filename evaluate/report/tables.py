@@ -14,21 +14,27 @@ from typing import Any
 from extratime.evaluate.report.leaderboard import Row
 from extratime.evaluate.report.pools import AtK, Ranking
 from extratime.evaluate.report.read import Run
+from extratime.evaluate.report.versus import Versus
 from extratime.evaluate.report.words import p_value, percent, short
 
 WIDTH = 120
+BESIDE = ("beside self-consistency", "budget", "tokens", "at its budget", "Holm p", "at its tokens", "Holm p")
 HEAD = ("strategy", "budget", "accuracy %", "tokens", "FLOPs", "seconds", "vs. one sample", "Holm p")
 NOTES = """\
 Accuracy and differences (percentage points) with 95 % intervals from resampling whole questions; tokens generated,
 FLOPs and modelled seconds are means per problem. One sample: {baseline}. Holm p: sign-flip test over all rows.
+At its tokens: beside the two budgets of self-consistency whose mean tokens enclose the row's, in that proportion.
 """
 
 
-def as_json(run: Run, rows: Sequence[Row], at_k: Sequence[AtK], rankings: Sequence[Ranking]) -> str:
+def as_json(
+    run: Run, rows: Sequence[Row], at_k: Sequence[AtK], rankings: Sequence[Ranking], beside: Sequence[Versus]
+) -> str:
     """Everything the report knows, save the responses; what is not known is null."""
     said = {
         **about(run),
         "rows": [asdict(row) for row in rows],
+        "versus_self_consistency": [asdict(row) for row in beside],
         "pools": {"at_k": [asdict(x) for x in at_k], "verifiers": [asdict(x) for x in rankings]},
         "warnings": list(run.warnings),
         "missing": [dict(zip(("task", "cell", "problem"), gone, strict=True)) for gone in run.missing],
@@ -74,8 +80,10 @@ def as_csv(rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def as_markdown(run: Run, rows: Sequence[Row], at_k: Sequence[AtK], rankings: Sequence[Ranking]) -> str:
-    """Headline, warnings, and for each task its leaderboard and what its pools tell."""
+def as_markdown(
+    run: Run, rows: Sequence[Row], at_k: Sequence[AtK], rankings: Sequence[Ranking], beside: Sequence[Versus]
+) -> str:
+    """Headline, warnings, and for each task its leaderboard, what its pools tell, and what beats a vote."""
     said = about(run)
     models = ", ".join(said["models"]) or "unknown model"
     parts = [
@@ -89,6 +97,7 @@ def as_markdown(run: Run, rows: Sequence[Row], at_k: Sequence[AtK], rankings: Se
         parts.append(f"## {_clean(task)} ({max(row.questions for row in mine)} problems{metric})\n")
         parts.append(_leaderboard(mine))
         parts.append(_pools([x for x in at_k if x.task == task], [x for x in rankings if x.task == task]))
+        parts.append(_beside([x for x in beside if x.task == task]))
     ones = list(dict.fromkeys(f"{row.strategy} at budget 1" for row in rows if row.baseline))
     parts.append(_wrapped(NOTES.format(baseline=", ".join(ones) or "none in this run, so nothing is compared")))
     return "\n".join(part for part in parts if part)
@@ -141,6 +150,23 @@ def _pools(at_k: Sequence[AtK], rankings: Sequence[Ranking]) -> str:
         for kind, verifier in names
     ]
     return table(["% of k samples, k =", *map(str, ks), "AUROC within"], lines) if lines else ""
+
+
+def _beside(rows: Sequence[Versus]) -> str:
+    """Differences to self-consistency, in points."""
+    lines = [
+        [
+            row.strategy,
+            str(row.budget),
+            short(row.tokens),
+            percent(row.equal_budget, row.equal_budget_low, row.equal_budget_high, "+"),
+            p_value(row.equal_budget_p_holm),
+            percent(row.equal_tokens, row.equal_tokens_low, row.equal_tokens_high, "+"),
+            p_value(row.equal_tokens_p_holm),
+        ]
+        for row in rows
+    ]
+    return table(BESIDE, lines) if lines else ""
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

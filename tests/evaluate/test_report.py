@@ -13,6 +13,7 @@ from extratime.evaluate.report.leaderboard import ALL, leaderboard
 from extratime.evaluate.report.page import report
 from extratime.evaluate.report.pools import pool_statistics
 from extratime.evaluate.report.read import read
+from extratime.evaluate.report.versus import versus
 
 ONE = "self_consistency@1#0"
 
@@ -107,6 +108,69 @@ def test_the_oracle_is_a_ceiling_and_on_no_frontier(tmp_path):
     rows = leaderboard(read(tmp_path), 100)
     assert (row_of(rows, "top").oracle, row_of(rows, "top").frontier) == (True, None)
     assert row_of(rows, "self_consistency").frontier
+
+
+def spent(tokens, **scores):
+    """Results as `grid` makes them, each answer of `tokens` tokens, of which a third are a judge's."""
+    cost = {"generated": tokens * 2 // 3, "judged": tokens // 3, "sequential": 1, "requests": 1}
+    cost |= dict.fromkeys(("prefill", "prefill_uncached", "pairs", "decode_pairs", "pairs_uncached"), 0)
+    return [record | {"cost": cost} for record in grid(**scores)]
+
+
+def beside(folder, *records, resamples=20_000):
+    rows = versus(read(write(folder, [record for some in records for record in some])), resamples)
+    return {(row.strategy, row.budget): row for row in rows}
+
+
+def test_at_equal_tokens_the_vote_of_two_budgets_is_mixed_so_that_it_spends_as_many(tmp_path):
+    vote = [spent(30, self_consistency_1=[1.0, 0.0, 0.0, 0.0]), spent(90, self_consistency_2=[1.0, 1.0, 0.0, 0.0])]
+    ours = [spent(75, a_1=[0.0, 1.0, 1.0, 1.0]), spent(30, b_4=[1.0, 0.0, 0.0, 0.0]), spent(90, c_4=[1.0] * 4)]
+    rows = beside(tmp_path, *vote, *ours, spent(93, d_4=[1.0] * 4), spent(27, e_2=[0.0, 1.0, 0.0, 0.0]))
+    assert rows.keys() == {("a", 1), ("b", 4), ("c", 4), ("d", 4), ("e", 2)}
+    mixed = [1.0, 0.75, 0.0, 0.0]  # a quarter of the time the smaller budget: 0.25 × 30 + 0.75 × 90 = 75
+    assert rows["a", 1].equal_tokens == pytest.approx(np.mean([0.0, 1.0, 1.0, 1.0]) - np.mean(mixed))
+    assert rows["a", 1].equal_budget == pytest.approx(0.75 - 0.25)
+    assert (rows["b", 4].equal_tokens, rows["c", 4].equal_tokens) == (0.0, 0.5)  # the ends belong to the range
+    assert math.isnan(rows["d", 4].equal_tokens) and math.isnan(rows["e", 2].equal_tokens)  # nothing is extrapolated
+    assert math.isnan(rows["b", 4].equal_budget)  # the vote has no budget of 4
+    assert (rows["e", 2].equal_budget, rows["e", 2].tokens, rows["e", 2].paired) == (-0.25, 27, 4)
+
+
+def test_the_vote_under_another_name_is_no_better_than_itself(tmp_path):
+    scores = [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
+    vote = [spent(30 * k, **{f"self_consistency_{k}": row}) for k, row in enumerate(scores, 1)]
+    rows = beside(tmp_path, *vote, *(spent(30 * k, **{f"twin_{k}": row}) for k, row in enumerate(scores, 1)))
+    for row in rows.values():
+        assert (row.equal_budget, row.equal_budget_low, row.equal_budget_p_holm) == (0.0, 0.0, 1.0)
+        assert (row.equal_tokens, row.equal_tokens_high, row.equal_tokens_p_holm) == (0.0, 0.0, 1.0)
+
+
+def test_each_comparison_with_the_vote_is_corrected_over_its_rows(tmp_path):
+    rng = random.Random(5)
+    vote = [float(rng.random() < 0.3) for _ in range(12)]
+    better, much = ([float(x or rng.random() < share) for x in vote] for share in (0.4, 0.9))
+    records = [spent(30, self_consistency_2=vote), spent(30, better_2=better), spent(60, much_2=much)]
+    rows = beside(tmp_path, *records, spent(30, best_of_n_1=vote), spent(30, best_of_n_2=vote))
+    assert ("best_of_n", 1) not in rows  # one plain sample
+    raw = {}
+    for name, ours in (("better", better), ("much", much)):
+        d = np.array(ours) - vote
+        raw[name] = np.mean([abs(np.dot(signs, d)) >= abs(d.sum()) - 1e-9 for signs in product((-1, 1), repeat=12)])
+    holm = {"much": 3 * raw["much"], "better": max(3 * raw["much"], 2 * raw["better"])}
+    for name, p in holm.items():
+        assert rows[name, 2].equal_budget_p_holm == pytest.approx(min(1, p), abs=0.02), name
+    assert rows["better", 2].equal_tokens_p_holm == pytest.approx(min(1, 2 * raw["better"]), abs=0.02)
+    assert math.isnan(rows["much", 2].equal_tokens_p_holm)
+
+
+def test_questions_that_a_budget_of_the_vote_lacks_are_left_out(tmp_path):
+    vote = [spent(30, self_consistency_1=[1.0, 0.0, "-"]), spent(60, self_consistency_2=[1.0, "-", 1.0])]
+    row = beside(tmp_path, *vote, spent(60, a_2=[0.0, 1.0, 1.0]))["a", 2]
+    assert (row.paired, row.equal_budget, row.equal_tokens) == (1, -1.0, -1.0)
+
+
+def test_without_a_vote_there_is_nothing_to_compare_with(tmp_path):
+    assert versus(read(write(tmp_path, grid(best_of_n_2=[1.0, 0.0]))), 100) == []
 
 
 def brute_pools(pool, k):
@@ -238,11 +302,13 @@ def test_the_markdown_fits_a_terminal_and_can_not_steer_it(tmp_path):
         for name, budget in (("self_consistency", 1), (label, 1024))
     ]
     records[1]["error"] = "\x1b[2J</script>" + "x" * 500
-    text = tables.as_markdown(run := read(write(tmp_path, records)), leaderboard(run, 200), *pool_statistics(run, 200))
+    text = tables.as_markdown(
+        run := read(write(tmp_path, records)), leaderboard(run, 200), *pool_statistics(run, 200), versus(run, 200)
+    )
     assert max(map(len, text.splitlines())) <= 120
     assert all(c.isprintable() or c == "\n" for c in text)
     cells = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
-    assert set(cells) == {9}
+    assert set(cells) == {8, 9}  # beside the vote, and the leaderboard
     assert "100.0 [100.0, 100.0]" not in text.split("## a ")[0]  # a failed cell is in the denominator
     assert "1 failed, counted as not right" in text
 

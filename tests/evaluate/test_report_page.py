@@ -151,7 +151,7 @@ def test_the_task_and_the_axis_change_what_is_drawn(chromium, folder):
     select(browser, "#legend button")[0].click()
     assert len(select(browser, "#chart .line circle")) == len(hard) - 2
     select(browser, "#all-columns")[0].click()
-    assert len(select(browser, "#board thead th")) == 23
+    assert len(select(browser, "#board thead th")) == 27
     assert quiet(browser)
 
 
