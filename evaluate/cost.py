@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from operator import add, attrgetter
 
 from extratime.models.request import Path, Shape, Work
 
@@ -48,7 +49,11 @@ class Cost:
         return self.generated + self.judged
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+        return Cost(*map(add, _counts(self), _counts(other)))
+
+
+_counts = attrgetter(*(f.name for f in fields(Cost)))
+"""All counts, in order: costs are added up for every reply, and looking the fields up each time would show."""
 
 
 def span_pairs(context: int, tokens: int) -> int:

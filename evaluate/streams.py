@@ -13,7 +13,9 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
+import time
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -24,6 +26,9 @@ from typing import Any, NamedTuple, TextIO
 from extratime.models.request import Completion, Drawn, Engine, Finish, Path, Probe, Prompt, Score, digest
 
 log = logging.getLogger(__name__)
+
+SYNC_SECONDS = 1.0
+"""Draws that a machine may lose when its power fails. A disk takes milliseconds to sync, more than the scheduler."""
 
 
 @dataclass(slots=True)
@@ -146,6 +151,7 @@ class Streams:
         self.paths: dict[Path, Known] = {}
         self.values: dict[str, tuple[tuple[float, ...], int]] = {}
         self._file: TextIO | None = None
+        self._synced = -math.inf
         if folder is not None:
             if writer is not None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -175,16 +181,23 @@ class Streams:
         self.values[key] = (values, tokens)
         self._write({"key": key, "values": values, "tokens": tokens})
 
-    def commit(self) -> None:
-        """Make everything kept so far durable."""
-        if self._file is not None:
-            self._file.flush()
+    def commit(self, durable: bool = False) -> None:
+        """Hand everything kept so far to the system, where it outlives this process; on to the disk once a second.
+
+        Args:
+            durable: on to the disk at once, so that it outlives the machine.
+        """
+        if self._file is None:
+            return
+        self._file.flush()
+        if durable or time.monotonic() >= self._synced + SYNC_SECONDS:
             os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
 
     def close(self) -> None:
         """Commit and give the file up."""
         if self._file is not None:
-            self.commit()
+            self.commit(durable=True)
             self._file.close()
             self._file = None
 

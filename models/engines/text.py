@@ -8,6 +8,7 @@ character is held back until the character is complete.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from extratime.models.request import Prompt
@@ -78,6 +79,7 @@ def encoder(tokenizer: Any) -> Callable[[str], Prompt]:
     marked = _ids(tokenizer, "a", True)
     lead = next((marked[:i] for i in range(len(marked)) if marked[i : i + len(plain)] == plain), ())
 
+    @lru_cache(maxsize=4096)  # the cells of a problem ask the same
     def encode(text: str) -> Prompt:
         ids = _ids(tokenizer, text, False)
         return Prompt(text, ids if ids[: len(lead)] == lead else lead + ids)

@@ -55,7 +55,20 @@ def test_what_is_written_is_read(tmp_path):
     assert again.paths[A] == known("abcd", eos=True)
 
 
-def test_a_record_is_durable_after_commit_and_not_only_after_close(tmp_path):
+def test_the_disk_is_made_to_sync_once_a_second_and_at_the_end(tmp_path, monkeypatch):
+    synced, now = [], [100.0]
+    monkeypatch.setattr("extratime.evaluate.streams.os.fsync", synced.append)
+    monkeypatch.setattr("extratime.evaluate.streams.time.monotonic", lambda: now[0])
+    streams = Streams(tmp_path, "one")
+    for now[0], count in ((100.0, 1), (100.9, 1), (101.0, 2), (101.5, 2)):
+        streams.append(A, drawn("a"))
+        streams.commit()
+        assert len(synced) == count, now
+    streams.close()
+    assert len(synced) == 3
+
+
+def test_a_record_outlives_the_process_after_commit_and_not_only_after_close(tmp_path):
     streams = Streams(tmp_path, "one")
     streams.append(A, drawn("ab"))
     streams.commit()
