@@ -179,7 +179,7 @@ def rows(args):
     yield at_most("mean tokens, MRT-STaR ÷ STaR", value, 0.8, f"[{low:.3f}, {high:.3f}]")
     gap = stats.paired_difference(mrt.accuracy(), star.accuracy(), rng)
     yield at_least("accuracy, MRT-STaR − STaR", gap.value, -0.02, f"[{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.3f}")
-    yield reach(mrt, star)
+    yield reach(mrt, star, "MRT-STaR ÷ STaR")
     value, low, high = ratio(mrt.regret(budgets()), star.regret(budgets()), rng)
     yield at_most("normalised regret, MRT-STaR ÷ STaR", value, 1.05, f"[{low:.3f}, {high:.3f}]; a win below 1")
     share = {name: np.divide(*np.mean(arm.redundant(), axis=0)) for name, arm in arms.items()}
@@ -197,11 +197,11 @@ def noise_row(args):
     return value, 0.8, f"{count} contexts"
 
 
-def reach(mrt, star):
+def reach(mrt, star, pair):
     """Tokens at which the forced-answer curve comes to the baseline's accuracy less a point."""
     bar = star.success_at(LONGEST) - 0.01
     needed = [next((x for x in range(1, 4 * LONGEST) if arm.success_at(x) >= bar), None) for arm in (mrt, star)]
-    name = "tokens to the baseline's accuracy − 0.01, MRT-STaR ÷ STaR"
+    name = f"tokens to the baseline's accuracy − 0.01, {pair}"
     if needed[0] is None:
         return row(name, None, "≤ 0.8", False, f"never reaches {bar:.3f}")
     return at_most(name, needed[0] / needed[1], 0.8, f"{needed[0]} and {needed[1]} tokens to {bar:.3f}")
