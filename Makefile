@@ -1,8 +1,9 @@
 # make demo    set-up and the main job on one machine: draw, train, evaluate, report (about 13 minutes on two cores)
-# make test    set-up and the tests
+# make test    set-up and the tests, two files at a time (WORKERS=…)
 # make test-all  also those that take long
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 
@@ -27,7 +28,7 @@ demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false sh scripts/demo.sh
 
 test: setup
-	$(RUN) $(BIN)/pytest -q -m 'not slow'
+	$(RUN) $(BIN)/pytest -q -m 'not slow' -n $(WORKERS) --dist loadfile
 
 test-all: setup
 	$(RUN) $(BIN)/pytest -q

@@ -63,7 +63,7 @@ class _Vote:
 
 
 def versus(run: Run, resamples: int = 10_000) -> list[Versus]:
-    """Every cell but the vote's own and those that are one plain sample, by task as in the leaderboard.
+    """Every cell that can be compared but those that are one plain sample, by task as in the leaderboard.
 
     Args:
         run: what to compare; without a strategy `self_consistency` there is nothing.
@@ -81,6 +81,7 @@ def _of_task(run: Run, task: str, groups: Mapping[Key, Group], resamples: int) -
     votes = {key: group for key, group in groups.items() if key[0] == reference}
     rest = [key for key in groups if key not in votes and not one_sample(run, key)] if votes else []
     rows = [_row(task, key, groups[key], votes, resamples) for key in rest]
+    rows = [row for row in rows if not math.isnan(row.equal_budget) or not math.isnan(row.equal_tokens)]
     for name in ("equal_budget", "equal_tokens"):
         rows = _corrected(rows, f"{name}_p_holm")
     return rows

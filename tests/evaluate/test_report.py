@@ -125,13 +125,14 @@ def beside(folder, *records, resamples=20_000):
 def test_at_equal_tokens_the_vote_of_two_budgets_is_mixed_so_that_it_spends_as_many(tmp_path):
     vote = [spent(30, self_consistency_1=[1.0, 0.0, 0.0, 0.0]), spent(90, self_consistency_2=[1.0, 1.0, 0.0, 0.0])]
     ours = [spent(75, a_1=[0.0, 1.0, 1.0, 1.0]), spent(30, b_4=[1.0, 0.0, 0.0, 0.0]), spent(90, c_4=[1.0] * 4)]
-    rows = beside(tmp_path, *vote, *ours, spent(93, d_4=[1.0] * 4), spent(27, e_2=[0.0, 1.0, 0.0, 0.0]))
-    assert rows.keys() == {("a", 1), ("b", 4), ("c", 4), ("d", 4), ("e", 2)}
+    rest = [spent(93, d_2=[1.0] * 4), spent(93, d_4=[1.0] * 4), spent(27, e_2=[0.0, 1.0, 0.0, 0.0])]
+    rows = beside(tmp_path, *vote, *ours, *rest)
+    assert rows.keys() == {("a", 1), ("b", 4), ("c", 4), ("d", 2), ("e", 2)}  # d at 4: neither budget nor tokens
     mixed = [1.0, 0.75, 0.0, 0.0]  # a quarter of the time the smaller budget: 0.25 × 30 + 0.75 × 90 = 75
     assert rows["a", 1].equal_tokens == pytest.approx(np.mean([0.0, 1.0, 1.0, 1.0]) - np.mean(mixed))
     assert rows["a", 1].equal_budget == pytest.approx(0.75 - 0.25)
     assert (rows["b", 4].equal_tokens, rows["c", 4].equal_tokens) == (0.0, 0.5)  # the ends belong to the range
-    assert math.isnan(rows["d", 4].equal_tokens) and math.isnan(rows["e", 2].equal_tokens)  # nothing is extrapolated
+    assert math.isnan(rows["d", 2].equal_tokens) and math.isnan(rows["e", 2].equal_tokens)  # nothing is extrapolated
     assert math.isnan(rows["b", 4].equal_budget)  # the vote has no budget of 4
     assert (rows["e", 2].equal_budget, rows["e", 2].tokens, rows["e", 2].paired) == (-0.25, 27, 4)
 
