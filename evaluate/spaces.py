@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from extratime.evaluate.grid import RecipeError
+from extratime.evaluate.named import RecipeError
 
 KINDS = ("choice", "integer", "uniform", "log_uniform")
 Ask = Callable[[str, str, Sequence[Any], Any], Any]

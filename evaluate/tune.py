@@ -32,8 +32,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from extratime.evaluate import stats
-from extratime.evaluate.grid import RecipeError, columns, parse, read_raw
+from extratime.evaluate.grid import columns, parse, read_raw
 from extratime.evaluate.holdout import Holdout, Told
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.report.leaderboard import cells
 from extratime.evaluate.report.read import read
 from extratime.evaluate.report.words import p_value, percent, short

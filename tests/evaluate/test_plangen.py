@@ -10,7 +10,8 @@ from composed import RUNS, answers, recipe, repeated, replying, response, right
 from laws import within
 from played import P, rng
 
-from extratime.evaluate.grid import RecipeError, bind
+from extratime.evaluate.grid import bind
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.program import EngineError, best, sample
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.plangen import plangen, reward

@@ -9,8 +9,8 @@ import optuna
 import pytest
 
 from extratime.evaluate import holdout
-from extratime.evaluate.grid import RecipeError
 from extratime.evaluate.holdout import Told
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.spaces import asked, fill, starting
 from extratime.evaluate.tune import Outcome, Settings, as_text, best_of, finish, open_study, search, tune
 
