@@ -118,9 +118,9 @@ def _trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
 
 
 def counted(study: optuna.Study) -> tuple[int, int]:
-    """Trials that ran, and those whose options could not be."""
-    failed = len(_trials(study, TrialState.FAIL))
-    return len(_trials(study, *ENDED)) - failed, failed
+    """Different candidates that ran, and those whose options could not be."""
+    ended = [{digest(trial.user_attrs["candidate"]) for trial in _trials(study, state)} for state in ENDED]
+    return len(ended[0] | ended[1]), len(ended[2])
 
 
 def _left(study: optuna.Study, trials: int) -> int:

@@ -14,7 +14,7 @@ from extratime.evaluate.grid import columns
 from extratime.evaluate.holdout import Told
 from extratime.evaluate.named import RecipeError
 from extratime.evaluate.spaces import asked, fill, starting
-from extratime.evaluate.study import RUNGS, Outcome, Settings, best_of, open_study, search
+from extratime.evaluate.study import RUNGS, Outcome, Settings, best_of, counted, open_study, search
 from extratime.evaluate.tune import PARTS, as_text, finish, run, tune
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -107,6 +107,9 @@ def study():
     return optuna.create_study(direction="maximize")
 
 
+ANY = {"uniform": [0.0, 1.0], "default": 0.5}
+
+
 def space(**spaces):
     return {"strategies": ["first", {"other": spaces}]}
 
@@ -130,6 +133,12 @@ def test_a_small_space_comes_to_an_end():
     assert len({json.dumps(o) for o in tried(trials)}) == 2 and len(trials) >= 20
 
 
+def test_no_more_is_tried_than_was_asked_for():
+    world = World(lambda o: 0.5, exact=True)
+    search({"strategies": [{"other": {"x": ANY}}]}, Settings(trials=6, batch=4), study(), world)
+    assert [len(batch) for _, batch in world.calls] == [4, 2]
+
+
 def test_what_takes_more_tokens_than_the_first_is_no_candidate_and_ties_go_to_the_cheaper():
     world = World(lambda o: min(o.get("x", 1), 4) / 10, lambda o: {5: 8.0, 6: 11.0}.get(o.get("x"), 10.0), exact=True)
     trials = search(space(x={"choice": [4, 5, 6]}), Settings(trials=4, batch=4), study(), world)
@@ -137,6 +146,9 @@ def test_what_takes_more_tokens_than_the_first_is_no_candidate_and_ties_go_to_th
     assert options(best_of(trials, tokens=9.0).user_attrs["candidate"]) == {"x": 5}
     dear = next(trial for trial in trials if options(trial.user_attrs["candidate"]) == {"x": 6})
     assert dear.value == pytest.approx(0.4 - 0.1)
+    assert best_of(trials, tokens=5.0) is trials[0]  # nothing is within them
+    wide = search(space(x={"choice": [4, 5, 6]}), Settings(trials=4, batch=4, tokens=11.0), study(), world)
+    assert all(trial.value == trial.user_attrs["accuracy"] for trial in wide)
 
 
 def test_options_that_cannot_be_are_failures_not_zeros():
@@ -150,6 +162,7 @@ def test_options_that_cannot_be_are_failures_not_zeros():
     failed = [trial for trial in kept.trials if trial.state.name == "FAIL"]
     assert {trial.user_attrs["error"] for trial in failed} == {"x must be odd"}
     assert {o.get("x") for o in tried(trials)} == {None, 1, 3} and all(trial.value == 0.5 for trial in trials)
+    assert counted(kept) == (3, 1)
 
 
 def test_a_first_strategy_that_cannot_be_is_an_error():
@@ -250,6 +263,18 @@ def test_a_winner_that_is_no_better_on_fresh_questions_is_not_taken(tmp_path):
     assert "no significant difference, keep the first" in as_text(found)
 
 
+@pytest.mark.parametrize(("fresh", "taken"), [(0.1, False), (0.52, False), (0.9, True)])
+def test_only_what_is_better_by_more_than_chance_is_taken(fresh, taken, tmp_path):
+    """Against 0.5 on a hundred questions: much worse, two questions better, and much better."""
+
+    def world(candidates, part):
+        levels = [(0.8 if part == "tuning" else fresh) if options(one) else 0.5 for one in candidates]
+        return [Outcome((np.arange(100) < 100 * level).astype(float), np.ones(100)) for level in levels]
+
+    found = finish(space(x={"choice": [1]}), Settings(trials=2), study(), world, tmp_path)
+    assert found.gain.value == pytest.approx(fresh - 0.5) and found.taken is taken
+
+
 def test_a_winner_that_is_better_is_taken_and_the_holdout_is_told_through_its_guard(tmp_path, monkeypatch):
     def world(candidates, part):
         levels = [options(one).get("x", 0.4) + 0.005 * (part == "holdout") for one in candidates]
@@ -286,9 +311,6 @@ def test_few_hidden_documents_are_told_in_steps(tmp_path):
     shared = Settings(trials=1, holdout=str(tmp_path / "holdout.json"))
     said = as_text(finish({"strategies": [{"other": {"x": 0.5}}]}, shared, study(), world, tmp_path / "again"))
     assert "holdout, first: no better than the 90.0 % told before, in steps of 10.0 points" in said
-
-
-ANY = {"uniform": [0.0, 1.0], "default": 0.5}
 
 
 @pytest.mark.slow
@@ -366,7 +388,7 @@ def test_stopped_candidates_count_as_tried_and_are_not_tried_again(tmp_path):
     found = finish(raw, settings, study(), world, tmp_path)
     runs = [(part, said) for part, batch in world.calls for said in batch if part.startswith("tuning")]
     assert len(runs) == len(set(runs)) and len({said for _, said in runs}) == 10
-    assert (found.failed, options(found.best.candidate)) == (0, {"x": 9}) and found.trials >= 10
+    assert (found.trials, found.failed, options(found.best.candidate)) == (10, 0, {"x": 9})
 
 
 def test_a_race_leaves_out_what_cannot_be_and_what_takes_too_many_tokens():
