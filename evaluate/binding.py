@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from extratime.evaluate.named import check_options, find, named
+from extratime.evaluate.named import RecipeError, check_options, find, listed, named
 from extratime.evaluate.pipeline import read_stages
 
 Known = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -23,7 +23,7 @@ def bound(name: str, options: Mapping[str, Any], known: Known) -> Callable[..., 
         known: a verifier's defaults are its entry for the adapter that the options name, or else its first.
 
     Raises:
-        ValueError: there is no such strategy, verifier or option, or the options can't be meant.
+        RecipeError: there is no such strategy, verifier or option, or the options can't be meant.
     """
     function = find("strategies", name)
     told = _told(function, options, known)
@@ -44,18 +44,12 @@ def _value(key: str, said: Any, known: Known) -> Any:
     if key == "verify":
         return _verifier(said, known)
     if key == "strategies":
-        return tuple(bound(*named(entry, "a strategy"), known) for entry in _entries(key, said))
+        return tuple(bound(*named(entry, "a strategy"), known) for entry in listed(key, said))
     if key == "stages":
         return read_stages(said, functools.partial(_verifier, known=known))
     if key == "algorithms":
-        return tuple(_algorithm(entry) for entry in _entries(key, said))
+        return tuple(_algorithm(entry) for entry in listed(key, said))
     return tuple(said) if isinstance(said, list) else said
-
-
-def _entries(key: str, said: Any) -> list[Any]:
-    if not isinstance(said, list | tuple) or not said:
-        raise ValueError(f"{key!r} must be a list with at least one entry, not {said!r}")
-    return list(said)
 
 
 def _algorithm(said: Any) -> Callable[..., Any]:
@@ -63,7 +57,7 @@ def _algorithm(said: Any) -> Callable[..., Any]:
     name, options = named(said, "an algorithm")
     function = find("strategies", name)
     if "verify" not in inspect.signature(function).parameters or "verify" in options:
-        raise ValueError(
+        raise RecipeError(
             f"{name} cannot be run with another verifier; choose a strategy that takes one, name none here"
         )
     return functools.partial(function, **_told(function, options, {}))

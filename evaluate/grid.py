@@ -24,13 +24,9 @@ from typing import Any, Literal
 import yaml
 
 from extratime.evaluate.binding import Known, bound
-from extratime.evaluate.named import named
+from extratime.evaluate.named import RecipeError, listed, named
 from extratime.models.request import Sampling
 from extratime.models.unmasking import Unmasking
-
-
-class RecipeError(ValueError):
-    """A recipe says something that can't be meant; the message names file, key and remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +265,8 @@ def parse(raw: Mapping[str, Any]) -> Recipe:
     for key in ("model", "tasks", "strategies", "output"):
         if key not in values:
             raise RecipeError(f"the key {key!r} is missing")
-    values["tasks"] = tuple(_listed(values, "tasks"))
-    values["strategies"] = tuple(_strategy(entry) for entry in _listed(values, "strategies"))
+    values["tasks"] = tuple(listed("tasks", values["tasks"]))
+    values["strategies"] = tuple(_strategy(entry) for entry in listed("strategies", values["strategies"]))
     values["budgets"] = _budgets(values.get("budgets", Recipe.__dataclass_fields__["budgets"].default), "budgets")
     values["output"] = Path(values["output"])
     values["engine"] = _build(EngineSpec, values.get("engine", {}), "engine")
@@ -302,13 +298,6 @@ def _build(cls: type[Any], values: Any, where: str) -> Any:
         raise RecipeError(f"{where}: {error}") from error
 
 
-def _listed(values: Mapping[str, Any], key: str) -> list[Any]:
-    value = values[key]
-    if not isinstance(value, list | tuple) or not value:
-        raise RecipeError(f"{key!r} must be a list with at least one entry, not {value!r}")
-    return list(value)
-
-
 def _budgets(value: Any, where: str) -> tuple[int, ...]:
     numbers = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
@@ -318,10 +307,7 @@ def _budgets(value: Any, where: str) -> tuple[int, ...]:
 
 def _strategy(entry: Any) -> StrategySpec:
     """`name`, or `{name: {option: value, label: …, budgets: […]}}`."""
-    try:
-        name, options = named(entry, "a strategy")
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
+    name, options = named(entry, "a strategy")
     label = options.pop("label", None) or _label(name, options.get("verify"))
     budgets = _budgets(options.pop("budgets"), f"{name}.budgets") if "budgets" in options else ()
     spec = StrategySpec(name, label, options, budgets)

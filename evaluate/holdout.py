@@ -1,4 +1,4 @@
-"""A holdout that can be asked again and again: Thresholdout (Dwork et al., arXiv 1506.02629, Fig. 1).
+"""A holdout that can be asked again and again: Thresholdout (Dwork et al., arXiv 1506.02629, Fig. 1) and the Ladder.
 
 Whoever tunes by looking at a holdout ends up with numbers that hold nowhere else. Thresholdout answers from the public
 questions and gives the hidden ones away only where the two disagree:
@@ -11,6 +11,9 @@ questions and gives the hidden ones away only where the two disagree:
 A query is the mean of one number a question, such as whether a strategy answers it rightly. The noise must not be
 known to whoever asks: give a generator without a seed. An identical query has to get its first answer again, since
 noise that is drawn anew averages out; `Holdout` sees to that, and keeps its state in a file.
+
+On few questions that noise exceeds what there is to see. There the Ladder (Blum and Hardt, arXiv 1502.04585) tells the
+best accuracy so far, in steps of η: a query that is not better by more than η is told the same again.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ import numpy.typing as npt
 
 from extratime.evaluate.stats import finite
 from extratime.models.manifest import write_json
+
+FEW = 200
+"""Hidden questions below which Thresholdout's threshold is wider than most effects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +58,17 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An answer; `value` is None where it was refused, `corrected` tells whether hidden questions gave it."""
+    """An answer.
+
+    Attributes:
+        value: None where it was refused; from a ladder the best so far.
+        corrected: whether the hidden questions gave it to this query.
+        step: of the ladder that told it; None where Thresholdout did.
+    """
 
     value: float | None
     corrected: bool
+    step: float | None = None
 
 
 def guard(threshold: float, noise: float, left: int, rng: np.random.Generator) -> Guard:
@@ -96,11 +109,28 @@ def ask(state: Guard, public: npt.ArrayLike, hidden: npt.ArrayLike, rng: np.rand
     return state, Told(float(seen), False)
 
 
+def climb(top: float | None, score: float, step: float) -> tuple[float, bool]:
+    """One query to the Ladder.
+
+    Args:
+        top: told so far; None where nothing was.
+        score: of the query on the hidden questions.
+        step: η.
+
+    Returns:
+        What is told, a multiple of η where it is new, and whether it is.
+    """
+    if top is not None and score <= top + step:
+        return top, False
+    return round(score / step) * step, True
+
+
 @dataclass(frozen=True, slots=True)
 class Holdout:
-    """Thresholdout with a memory: `file` keeps its state and every answer, before it is shown.
+    """A guard with a memory: `file` keeps its state and every answer, before it is shown.
 
-    The file holds T̂, so it guards those who do not look into it.
+    Thresholdout answers where there are `FEW` hidden questions or more, otherwise a Ladder in steps of 1/√n, which has
+    no budget. The file holds T̂, so it guards those who do not look into it.
     """
 
     file: Path
@@ -114,23 +144,37 @@ class Holdout:
             hidden: shape (m,).
             left: budget of corrections of a fresh holdout.
         """
-        rng, kept = np.random.default_rng(), self._kept()
+        kept = self._kept()
         if name in kept["answers"]:
             return Told(**kept["answers"][name])
-        sizes = suggested(np.size(public), np.size(hidden))
-        state = Guard(**kept["guard"]) if kept["guard"] else guard(*sizes, left, rng)
-        after, told = ask(state, public, hidden, rng)
-        write_json(self.file, {"guard": asdict(after), "answers": {**kept["answers"], name: asdict(told)}})
+        state, told = _climbed(kept, hidden) if np.size(hidden) < FEW else _guarded(kept, public, hidden, left)
+        write_json(self.file, {**kept, **state, "answers": {**kept["answers"], name: asdict(told)}})
         return told
 
     @property
     def left(self) -> int | None:
-        """Corrections left; None before the first query."""
+        """Corrections left; None before the first query, and of a ladder."""
         left: int | None = self._kept()["guard"].get("left")
         return left
 
-    def _kept(self) -> Mapping[str, Any]:
-        if not self.file.exists():
-            return {"guard": {}, "answers": {}}
-        kept: Mapping[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+    def _kept(self) -> dict[str, Any]:
+        kept: dict[str, Any] = {"guard": {}, "top": None, "answers": {}}
+        if self.file.exists():
+            kept |= json.loads(self.file.read_text(encoding="utf-8"))
         return kept
+
+
+def _climbed(kept: Mapping[str, Any], hidden: npt.ArrayLike) -> tuple[dict[str, Any], Told]:
+    held = finite(hidden, "hidden")
+    step = 1 / math.sqrt(held.size)
+    top, new = climb(kept["top"], float(held.mean()), step)
+    return {"top": top}, Told(top, new, step)
+
+
+def _guarded(
+    kept: Mapping[str, Any], public: npt.ArrayLike, hidden: npt.ArrayLike, left: int
+) -> tuple[dict[str, Any], Told]:
+    rng = np.random.default_rng()
+    sizes = suggested(np.size(public), np.size(hidden))
+    after, told = ask(Guard(**kept["guard"]) if kept["guard"] else guard(*sizes, left, rng), public, hidden, rng)
+    return {"guard": asdict(after)}, told

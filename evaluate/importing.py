@@ -28,9 +28,10 @@ from typing import Any
 from lm_eval.api.task import Task
 
 from extratime.evaluate.cost import Cost
-from extratime.evaluate.grid import Column, Recipe, RecipeError, StrategySpec
+from extratime.evaluate.grid import Column, Recipe, StrategySpec
 from extratime.evaluate.harness import Bench, evaluate
 from extratime.evaluate.lanes import Cursor
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.program import Answer
 from extratime.evaluate.schedule import Cell, Result
 from extratime.evaluate.strategies.greedy import greedy

@@ -1,4 +1,4 @@
-"""Strategies and verifiers by name: the files of their folders."""
+"""What recipes write: entries with options, lists, and strategies and verifiers by the names of their files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import Any, Literal
 HERE = Path(__file__).parent
 
 
+class RecipeError(ValueError):
+    """A recipe says something that can't be meant; the message names file, key and remedy."""
+
+
 def named(entry: Any, what: str) -> tuple[str, dict[str, Any]]:
     """Name and options of an entry: `name`, or `{name: {option: value}}`.
 
@@ -19,26 +23,41 @@ def named(entry: Any, what: str) -> tuple[str, dict[str, Any]]:
         what: it is, for the message.
 
     Raises:
-        ValueError: it is neither.
+        RecipeError: it is neither.
     """
     if isinstance(entry, str):
         entry = {entry: {}}
     if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise ValueError(f"{what} is a name or one name with its options, not {entry!r}")
+        raise RecipeError(f"{what} is a name or one name with its options, not {entry!r}")
     name, options = next(iter(entry.items()))
     return name, dict(options or {})
+
+
+def listed(key: str, said: Any) -> list[Any]:
+    """The entries of a list.
+
+    Args:
+        key: whose value it is, for the message.
+        said: as a recipe writes it.
+
+    Raises:
+        RecipeError: it is no list, or empty.
+    """
+    if not isinstance(said, list | tuple) or not said:
+        raise RecipeError(f"{key!r} must be a list with at least one entry, not {said!r}")
+    return list(said)
 
 
 def find(kind: Literal["strategies", "verifiers"], name: str) -> Callable[..., Any]:
     """The strategy or verifier of a name: the function of that name in the file of that name.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        RecipeError: there is none; the message lists those there are.
     """
     known = sorted(p.stem for p in (HERE / kind).glob("*.py") if p.stem != "__init__")
     if name not in known:
         one = {"strategies": "strategy", "verifiers": "verifier"}[kind]
-        raise ValueError(f"no {one} {name!r}; there are {', '.join(known)}")
+        raise RecipeError(f"no {one} {name!r}; there are {', '.join(known)}")
     module = importlib.import_module(f"extratime.evaluate.{kind}.{name}")
     function: Callable[..., Any] = getattr(module, name)
     return function
@@ -48,9 +67,9 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any], skip
     """Refuse options that a function does not have after its first `skip` arguments.
 
     Raises:
-        ValueError: names function and option.
+        RecipeError: names function and option.
     """
     known = list(inspect.signature(function).parameters)[skip:]
     for key in options:
         if key not in known:
-            raise ValueError(f"{function.__name__} has no option {key!r}; it has {', '.join(known) or 'none'}")
+            raise RecipeError(f"{function.__name__} has no option {key!r}; it has {', '.join(known) or 'none'}")

@@ -28,9 +28,10 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from extratime.evaluate.cost import Ledger
-from extratime.evaluate.grid import Recipe, RecipeError, bind, columns
+from extratime.evaluate.grid import Recipe, bind, columns
 from extratime.evaluate.harness import Bench, Scored, evaluate
 from extratime.evaluate.means import refuse_beyond_means
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.schedule import Cell, Result, Schedule
 from extratime.evaluate.streams import Streams
 from extratime.evaluate.tasks.load import Reading, load_tasks, reading

@@ -4,9 +4,11 @@
     {integer: [1, 8]}                   both ends included
     {uniform: [0.4, 1.2]}
     {log_uniform: [0.05, 5.0]}
+    {repeat: [0, 3], of: [a, …]}        inside a list: these entries so often in its place, each time filled anew
 
-Beside a range `default: x` says where it starts; a choice starts at its first entry. What a choice did not take is not
-asked for, so that strategies with different options, and architectures of different depth, are one space.
+Beside a range `default: x` says where it starts; a choice starts at its first entry, a repeat at its least. What a
+choice did not take is not asked for, so that strategies with different options, and architectures of different depth,
+are one space.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from extratime.evaluate.grid import RecipeError
+from extratime.evaluate.named import RecipeError
 
 KINDS = ("choice", "integer", "uniform", "log_uniform")
 Ask = Callable[[str, str, Sequence[Any], Any], Any]
@@ -43,8 +45,24 @@ def fill(value: Any, ask: Ask, name: str = "") -> Any:
     if isinstance(value, Mapping):
         return {key: fill(inner, ask, f"{name}.{key}".lstrip(".")) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [fill(inner, ask, f"{name}[{i}]") for i, inner in enumerate(value)]
+        return [entry for i, inner in enumerate(value) for entry in _entries(inner, ask, f"{name}[{i}]")]
     return value
+
+
+def _entries(value: Any, ask: Ask, name: str) -> list[Any]:
+    """What a list has in place of one entry: itself, or those of a repeat."""
+    if not isinstance(value, Mapping) or "repeat" not in value:
+        return [fill(value, ask, name)]
+    times = value["repeat"]
+    if not _pair(times) or "of" not in value or set(value) - {"repeat", "of", "default"}:
+        raise RecipeError(f"{name}: a repeat is {{repeat: [low, high], of: [a, …]}}, perhaps a default, not {value!r}")
+    found: list[Any] = []
+    for i in range(ask(name, "integer", times, value.get("default", times[0]))):
+        of = fill(value["of"], ask, f"{name}#{i}")
+        if not isinstance(of, list):
+            raise RecipeError(f"{name}: a repeat is of a list of entries, not of {of!r}")
+        found += of
+    return found
 
 
 def word(option: Any, i: int) -> str:
@@ -87,7 +105,7 @@ def _kind(value: Any, name: str) -> str:
     if not kinds:
         return ""
     said = value[kinds[0]]
-    sized = isinstance(said, list | tuple) and (len(said) == 2 if kinds[0] != "choice" else len(said) > 0)
+    sized = _pair(said) if kinds[0] != "choice" else isinstance(said, list | tuple) and len(said) > 0
     extra = set(value) - {kinds[0]} - ({"default"} if kinds[0] != "choice" else set())
     if extra or not sized:
         raise RecipeError(
@@ -95,3 +113,7 @@ def _kind(value: Any, name: str) -> str:
             f"perhaps a default, not {value!r}"
         )
     return kinds[0]
+
+
+def _pair(said: Any) -> bool:
+    return isinstance(said, list | tuple) and len(said) == 2

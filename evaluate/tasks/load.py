@@ -18,7 +18,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import env
 
 from extratime.evaluate.grade import answer_key, strip_thinking
-from extratime.evaluate.grid import Recipe, RecipeError, Scoring
+from extratime.evaluate.grid import Recipe, Scoring
+from extratime.evaluate.named import RecipeError
 from extratime.models.manifest import write_text
 
 OURS = Path(__file__).parent

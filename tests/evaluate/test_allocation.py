@@ -7,7 +7,8 @@ import pytest
 from played import P, play, response, rng, scored
 from toy import ToyEngine, problem, run, told
 
-from extratime.evaluate.grid import RecipeError, bind, parse
+from extratime.evaluate.grid import bind, parse
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.program import EngineError
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.strategies.beam_search import beam_search

@@ -48,6 +48,10 @@ def test_quantiles_are_of_like_size_and_equal_values_stay_together():
     assert quantile_edges([0.3] * 7, 5) == []
 
 
+def test_edges_are_values_and_never_between_a_score_and_none():
+    assert quantile_edges([0.3, -math.inf, 0.2, 0.1], 4) == [0.3, 0.2, 0.1]
+
+
 @pytest.mark.parametrize(("values", "bins"), [([], 5), ([0.1], 0)])
 def test_quantiles_of_nothing_are_an_error(values, bins):
     with pytest.raises(ValueError, match="quantiles need values"):
@@ -58,6 +62,13 @@ def test_every_bin_is_halved():
     bins = np.repeat([0, 1, 2], [10, 7, 1])
     half = halves(bins, rng())
     assert [np.bincount(half[bins == b], minlength=2).min() for b in range(3)] == [5, 3, 0]
+
+
+def test_halves_are_drawn_at_random_and_the_odd_question_falls_on_either_side():
+    drawn = np.array([halves(np.repeat([0, 1], [5, 6]), np.random.default_rng(seed)) for seed in range(60)])
+    assert {int(half[:5].sum()) for half in drawn} == {2, 3}
+    assert all(0.2 < share < 0.8 for share in drawn.mean(axis=0))
+    assert len({tuple(half[5:]) for half in drawn}) > 10
 
 
 def alike(bins, *rows):
@@ -79,6 +90,26 @@ def test_an_arm_must_be_within_its_means_in_the_bin():
     assert choose(quality, price, np.full(20, 4.0), bins, 2, bins >= 0) == [1, 0]
     with pytest.raises(ValueError, match="costs at most 2; the cheapest costs 3"):
         choose(quality, price, np.full(20, 2.0), bins, 2, bins >= 0)
+
+
+def test_the_means_are_those_of_the_bin_and_of_the_questions_that_tell():
+    """The dear arm is within its means in the second bin alone, and there on the first half of the questions alone."""
+    bins, half = np.repeat([0, 1], 10), np.tile([0, 1], 10)
+    quality, price = alike(bins, [0.1, 0.1], [0.9, 0.9]), alike(bins, [1, 1], [4, 4])
+    cap = np.where(bins == 0, 3.0, np.where(half == 0, 5.0, 3.5))
+    assert choose(quality, price, cap, bins, 2, half >= 0) == [0, 1]
+    assert [choose(quality, price, cap, bins, 2, half == h) for h in (0, 1)] == [[0, 1], [0, 0]]
+
+
+def test_a_price_that_is_the_cap_but_for_rounding_is_within_it():
+    price, bins = np.array([[0.1] * 10, [0.1 + 0.2] * 10]), np.zeros(10, dtype=int)
+    assert choose(np.array([[0.0] * 10, [1.0] * 10]), price, np.full(10, 0.3), bins, 1, bins == 0) == [1]
+
+
+def test_a_bin_of_ten_chooses_for_itself_on_either_half():
+    bins, half = np.repeat([0, 1], [10, 30]), np.arange(40) % 2
+    quality, same = alike(bins, [0.9, 0.1], [0.2, 0.8]), np.ones((2, 40))
+    assert allocate(quality, same, same[0], bins, 2, half).halves == ([0, 1], [0, 1])
 
 
 def test_a_half_is_answered_by_the_other_half_s_choice():

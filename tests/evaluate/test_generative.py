@@ -8,8 +8,9 @@ import pytest
 from toy import ToyEngine, ended, p_value, problem
 
 from extratime.evaluate.cost import Ledger
-from extratime.evaluate.grid import JudgeSpec, RecipeError, parse
+from extratime.evaluate.grid import JudgeSpec, parse
 from extratime.evaluate.means import refuse_beyond_means
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.program import Answer, sample
 from extratime.evaluate.schedule import Cell, Schedule
 from extratime.evaluate.strategies.best_of_n import best_of_n

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extratime.evaluate.grid import RecipeError, bind, columns, parse, read_raw, read_recipe
+from extratime.evaluate.grid import bind, columns, parse, read_raw, read_recipe
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.program import Problem
 from extratime.evaluate.spaces import fill
 from extratime.models.request import Completion, Prompt

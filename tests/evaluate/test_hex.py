@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from toy import ToyEngine, ended, problem, run, told
 
-from extratime.evaluate.grid import RecipeError, parse
+from extratime.evaluate.grid import parse
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.strategies.hex import hex
 from extratime.models.request import Completion, Sample, Sampling

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from composed import RUNS, answers, recipe, repeated, replying, response, right
 from laws import within
-from played import P, rng
+from played import P, rng, scored
 
-from extratime.evaluate.grid import RecipeError, bind
+from extratime.evaluate.grid import bind
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.program import EngineError, best, sample
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.plangen import plangen, reward
+from extratime.evaluate.strategies.weighted_vote import weighted_vote
 from extratime.evaluate.ucb import Arm, choose, ucb
 from extratime.evaluate.verifiers.constraints import constraints
 from extratime.evaluate.verifiers.oracle import oracle
@@ -175,6 +177,34 @@ def test_an_algorithm_that_does_not_mend_gives_way():
     ran = []
     planned([-20, -60, 20, 40, 60, 90], prior="[1] 0.6\n[2] 0.5", budget=4, algorithms=(worse, better), size=1)
     assert ran == ["worse", "better", "better"]
+
+
+def test_in_two_stages_the_best_plan_is_carried_out_by_one_more_draw():
+    asked, answer = planned([10, 20, 40, 30], budget=5, execute=True, algorithms=(best_of_n,), size=3)
+    draws = [ask for ask in asked if agent(ask) == "draw"]
+    assert [ask.n for ask in draws] == [1, 3, 1]
+    assert draws[0].prompt.text.startswith("Write a plan") and P.question in draws[0].prompt.text
+    assert "mend 0" in draws[1].prompt.text and "Write a plan" in draws[1].prompt.text
+    assert draws[2].prompt.text.startswith("Plan:\n2=2") and draws[2].prompt.text.endswith(P.question)
+    assert [r.text for r in answer.pool] == ["0=0", "2=2", "4=4"] and answer.response.text == "4=4"
+    for ask in asked:  # plans are weighed against the problem, not against the wish for a plan
+        assert agent(ask) != "check" or "Write a plan" not in ask.prompt.text
+
+
+def test_plans_that_are_to_be_carried_out_vote_for_nothing():
+    """Two of three say the same; the one with the best score is the plan."""
+    verify = scored({"a=1": 0.2, "b=2": 0.4, "c=2": 0.5, "d=3": 0.8, "e=9": 0.0})
+    texts = iter(["a=1", "b=2", "c=2", "d=3", "e=9"])
+    options = {"verify": verify, "algorithms": (weighted_vote,), "size": 3, "execute": True}
+    asked, answer = replying(plangen(P, 5, rng(), **options), lambda ask: [next(texts) for _ in range(ask.n)])
+    assert asked[-1].prompt.text.startswith("Plan:\nd=3") and answer.response.text == "e=9"
+
+
+def test_a_budget_of_one_is_a_plain_draw_in_two_stages_too():
+    asked, answer = planned([0], budget=1, execute=True)
+    assert [ask.prompt for ask in asked if agent(ask) == "draw"] == [P.prompt] and answer.response.text == "0=0"
+    asked, _ = planned([0], budget=2, execute=True)
+    assert [agent(ask) for ask in asked] == ["draw", "list", "check", "draw"]
 
 
 def test_plans_are_checked_against_the_problem_itself_and_not_against_its_rewording():

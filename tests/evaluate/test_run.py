@@ -14,7 +14,8 @@ import tiny
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from extratime.evaluate.grid import RecipeError, parse
+from extratime.evaluate.grid import parse
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.plan import describe
 from extratime.evaluate.report.leaderboard import leaderboard
 from extratime.evaluate.report.read import read

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from extratime.evaluate import stats
 
@@ -80,6 +81,17 @@ def test_reference_values():
     assert stats.mcnemar(9, 2) == pytest.approx(0.0654, abs=5e-5)
     assert stats.mcnemar(10, 2) == pytest.approx(0.0386, abs=5e-5)
     assert stats.mcnemar(0, 0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("p", "best", "worst", "majority"),
+    [(0.2, 0.6723, 0.0003, 0.0579), (0.5, 0.9688, 0.0312, 0.5), (0.8, 0.9997, 0.3277, 0.9421)],
+)
+def test_best_worst_and_majority_of_five_draws(p, best, worst, majority):
+    """Of five draws that are each right with probability p, and else give one wrong answer."""
+    chances = binom.pmf(np.arange(6), 5, p)
+    told = [(stats.pass_at_k(5, c, 5), stats.pass_hat_k(5, c, 5), stats.maj_at_k(c, [5 - c], 0, 5)) for c in range(6)]
+    assert chances @ told == pytest.approx([best, worst, majority], abs=6e-5)
 
 
 def test_edges_of_the_pool():

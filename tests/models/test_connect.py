@@ -8,7 +8,8 @@ from stub_server import Stub
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from extratime.evaluate.grid import EngineSpec, RecipeError, parse
+from extratime.evaluate.grid import EngineSpec, parse
+from extratime.evaluate.named import RecipeError
 from extratime.models import manifest
 from extratime.models.engines.hf import HFEngine
 from extratime.models.engines.open import open_engine, open_replay

@@ -5,8 +5,9 @@ import functools
 import pytest
 from stub_server import Stub
 
-from extratime.evaluate.grid import RecipeError, StrategySpec, bind
+from extratime.evaluate.grid import StrategySpec, bind
 from extratime.evaluate.means import refuse_beyond_means
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.program import Problem, best, extend, sample
 from extratime.evaluate.schedule import Cell, Schedule
 from extratime.evaluate.strategies.best_of_n import best_of_n

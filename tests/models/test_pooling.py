@@ -9,7 +9,8 @@ import tiny
 from stub_server import Stub, logit
 from transformers import LlamaForSequenceClassification, LlamaForTokenClassification
 
-from extratime.evaluate.grid import RecipeError, VerifierSpec, parse
+from extratime.evaluate.grid import VerifierSpec, parse
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.run import run_recipe
 from extratime.models import manifest
 from extratime.models.engines.open import _verifier

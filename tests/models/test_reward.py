@@ -7,7 +7,8 @@ import tiny
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaForTokenClassification
 
-from extratime.evaluate.grid import RecipeError, parse
+from extratime.evaluate.grid import parse
+from extratime.evaluate.named import RecipeError
 from extratime.evaluate.run import run_recipe
 from extratime.models.engines.reward import RewardEngine
 from extratime.models.request import Completion, Failure, Probe, Prompt, Score
