@@ -3,7 +3,7 @@
 function showHeader() {
   const about = DATA.about;
   byId("name").textContent = about.run;
-  const parts = [about.models.join(", "), count(about.problems, "problem"), count(about.cells, "cell"), count(about.responses, "response"), about.devices.join(", "), about.wall_seconds ? duration(about.wall_seconds) : ""];
+  const parts = [about.models.join(", "), count(about.problems, "problem"), count(about.cells, "cell"), count(about.responses, "response"), `${short(about.tokens_computed)} tokens computed, ${short(about.tokens_read)} read`, about.devices.join(", "), about.wall_seconds ? duration(about.wall_seconds) : ""];
   byId("facts").replaceChildren(...parts.filter(Boolean).map((part) => make("span", {}, part)));
   if (DATA.warnings.length) {
     byId("warnings").hidden = false;

@@ -100,6 +100,7 @@ class Machine:
         models, devices: distinct names over the shards.
         shape: sizes of the policy, or None if not known; then FLOPs and bytes are not told.
         rates: measured seconds per token over all shards, or None if nothing was measured.
+        computed: tokens that the engines generated, in all roles and shards; cells read them many times over.
         wall: seconds of all shards together.
         versions: of the libraries.
     """
@@ -108,6 +109,7 @@ class Machine:
     devices: tuple[str, ...]
     shape: Shape | None
     rates: Rates | None
+    computed: int
     wall: float
     versions: dict[str, str]
 
@@ -277,6 +279,7 @@ def _machine(folder: Path, warnings: list[str]) -> Machine:
         tuple(dict.fromkeys(run["device"] for run in runs if run.get("device"))),
         Shape(**shapes[0]) if shapes else None,
         rates(counts, seconds) if counts.decode and seconds["decode"] else None,
+        sum(count["decode"] for run in runs for count in run.get("counts", {}).values()),
         seconds["wall"],
         dict(runs[0].get("versions", {})) if runs else {},
     )

@@ -56,6 +56,8 @@ def about(run: Run) -> dict[str, Any]:
         "devices": list(machine.devices),
         "versions": machine.versions,
         "wall_seconds": machine.wall,
+        "tokens_computed": machine.computed,
+        "tokens_read": sum(r.cost.decoded for r in run.results),
         "problems": len({r.problem for r in run.results}),
         "cells": len(run.results),
         "responses": len(run.responses),
@@ -89,6 +91,9 @@ def as_markdown(
     parts = [
         f"# {_clean(said['run'])}\n",
         _wrapped(f"{models}: {said['problems']} problems, {said['cells']} cells, {said['responses']} responses"),
+        _wrapped(
+            f"tokens generated: {said['tokens_computed']} computed, {said['tokens_read']} read by all cells together"
+        ),
         "".join(_wrapped(f"- warning: {warning}") for warning in run.warnings),
     ]
     for task in dict.fromkeys(row.task for row in rows):

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scratch import build
 from steps import call, overrides
 from table import at_least, at_most, row, show
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from extratime.evaluate import stats
 from extratime.train import grpo, temperature
@@ -27,33 +27,15 @@ from extratime.train import grpo, temperature
 RECIPES = Path(__file__).parents[2] / "recipes"
 TASK = "sums_easy"
 LETTERS = "0123456789+-=\nSum: "
-END, PAD, UNKNOWN = "<end>", "<pad>", "<unknown>"
 ARMS = {"low": 0.5, "target": 1.0, "high": 2.0}
 """With the entropy of rollouts, as a multiple of the target."""
 LONGEST = 24
 
 
-def scratch(folder, seed):
-    """A small model without knowledge, and its tokenizer of single characters."""
-    names = [*dict.fromkeys(LETTERS), END, PAD, UNKNOWN]
-    core = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=UNKNOWN))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    core.add_special_tokens([END, PAD, UNKNOWN])
-    said = {"eos_token": END, "pad_token": PAD, "unk_token": UNKNOWN, "model_max_length": 64}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **said)
-    torch.manual_seed(seed)
-    shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(names), max_position_embeddings=64, **shape, **ids))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def warm_up(args):
     start = args.folder / "scratch"
     if not start.exists():
-        scratch(start, 0)
+        build(start, LETTERS, 64)
     said = ["--config", RECIPES / "sft/sums.yaml", "--model", start, "--tasks", TASK, "--output_dir"]
     said += [args.folder / "warm_up", "--max_steps", args.warm_up, "--learning_rate", "2e-3", "--report_to", "none"]
     call("extratime.train.sft", *said, "--save_steps", args.warm_up, "--logging_steps", 50)
@@ -87,8 +69,17 @@ def opened(folder):
 def learn(args, name, seed):
     said = ["--config", RECIPES / "grpo/sums.yaml", "--model", args.folder / "warm_up", "--tasks", TASK]
     said += ["--entropy", ARMS[name] * args.entropy, "--seed", seed, "--output_dir", args.folder / f"{name}-{seed}"]
-    said += ["--max_steps", args.steps, "--learning_rate", "3e-4", "--per_device_train_batch_size", 64]
-    said += ["--max_completion_length", LONGEST, "--save_steps", args.steps, "--report_to", "none"]
+    said += ["--max_steps", args.steps, "--learning_rate", args.learning_rate]
+    said += [
+        "--per_device_train_batch_size",
+        64,
+        "--max_completion_length",
+        LONGEST,
+        "--save_steps",
+        args.steps,
+        "--report_to",
+        "none",
+    ]
     call("extratime.train.grpo", *said)
 
 
@@ -159,6 +150,7 @@ def arguments():
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/entropy"))
     parser.add_argument("--warm_up", type=int, default=150, help="steps")
     parser.add_argument("--steps", type=int, default=120, help="of GRPO, 8 prompts × 8 rollouts each")
+    parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--entropy", type=float, default=0.3, help="the target, nats")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.15, 0.3, 0.5], help="of the controller's rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])

@@ -31,6 +31,7 @@ from extratime.train import mrt_star
 RECIPES = Path(__file__).parents[2] / "recipes"
 ARMS = {"star": "outcome", "mrt": "progress", "shuffled": "shuffle"}
 LONGEST = 96
+BUDGETS = LONGEST / 4, LONGEST / 2, LONGEST
 SIGNS = re.compile(r"\d[+-]\d[+-]\d")
 
 
@@ -173,14 +174,14 @@ def rows(args):
     note = f"{args.traces} traces and their forced answers; the baseline has {most} traces of {tokens} tokens"
     yield row("tokens generated for MRT-STaR's rows", spent, note=note)
     for name, arm in arms.items():
-        note = f"{np.mean(arm.tokens()):.1f} tokens, nR {np.mean(arm.regret(budgets())):.3f}"
+        note = f"{np.mean(arm.tokens()):.1f} tokens, nR {np.mean(arm.regret(BUDGETS)):.3f}"
         yield row(f"accuracy of a whole trace, {name}", np.mean(arm.accuracy()), note=note)
     value, low, high = ratio(mrt.tokens(), star.tokens(), rng)
     yield at_most("mean tokens, MRT-STaR ÷ STaR", value, 0.8, f"[{low:.3f}, {high:.3f}]")
     gap = stats.paired_difference(mrt.accuracy(), star.accuracy(), rng)
     yield at_least("accuracy, MRT-STaR − STaR", gap.value, -0.02, f"[{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.3f}")
-    yield reach(mrt, star, "MRT-STaR ÷ STaR")
-    value, low, high = ratio(mrt.regret(budgets()), star.regret(budgets()), rng)
+    yield reach(mrt, star, "MRT-STaR ÷ STaR", LONGEST)
+    value, low, high = ratio(mrt.regret(BUDGETS), star.regret(BUDGETS), rng)
     yield at_most("normalised regret, MRT-STaR ÷ STaR", value, 1.05, f"[{low:.3f}, {high:.3f}]; a win below 1")
     share = {name: np.divide(*np.mean(arm.redundant(), axis=0)) for name, arm in arms.items()}
     note = f"{share['mrt']:.3f} against {share['star']:.3f}; warm-up {share['warm_up']:.3f}"
@@ -188,19 +189,15 @@ def rows(args):
     yield control(shuffled, star, rng)
 
 
-def budgets():
-    return [LONGEST / 4, LONGEST / 2, LONGEST]
-
-
 def noise_row(args):
     value, count = noise(args)
     return value, 0.8, f"{count} contexts"
 
 
-def reach(mrt, star, pair):
+def reach(mrt, star, pair, longest):
     """Tokens at which the forced-answer curve comes to the baseline's accuracy less a point."""
-    bar = star.success_at(LONGEST) - 0.01
-    needed = [next((x for x in range(1, 4 * LONGEST) if arm.success_at(x) >= bar), None) for arm in (mrt, star)]
+    bar = star.success_at(longest) - 0.01
+    needed = [next((x for x in range(1, 4 * longest) if arm.success_at(x) >= bar), None) for arm in (mrt, star)]
     name = f"tokens to the baseline's accuracy − 0.01, {pair}"
     if needed[0] is None:
         return row(name, None, "≤ 0.8", False, f"never reaches {bar:.3f}")

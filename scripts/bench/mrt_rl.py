@@ -1,9 +1,10 @@
 """MRT's acceptance experiment by reinforcement: branches from frozen prefixes beside outcome-only GRPO, on signs.
 
-    python scripts/bench/mrt_rl.py --folder runs/bench/mrt [--json FILE]
+    python scripts/bench/mrt_rl.py [--folder runs/bench/mrt_rl] [--json FILE]
 
-Goes on from the warm-up and the traces of `scripts/bench/mrt.py` in the same folder. Both arms take the same number of
-steps of as many rollouts of the same problems; they differ in alpha alone. Every step goes on where it was.
+A transformer of 0.8 M parameters, one character a token, learns traces of attempts from scratch; branches begin in its
+own traces. Both arms take as many steps of as many rollouts, in two seeds each; they differ in alpha alone.
+Every step goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from mrt import RECIPES, Arm, budgets, prefixes, ratio, reach, rollouts
-from steps import KEEP_MEMORY, call
+from mrt import RECIPES, Arm, prefixes, ratio, reach, rollouts
+from scratch import build
+from steps import call
 from table import at_least, at_most, row, show
 
 from extratime.evaluate import stats
@@ -23,45 +25,67 @@ ARMS = {"grpo": 0.0, "branches": 1.0}
 """With alpha, the weight of progress."""
 
 
-def learn(args, name):
+LETTERS = "0123456789+-= \nSigns:Wait,Answeryo"
+LONGEST = 144
+BUDGETS = LONGEST / 4, LONGEST / 2, LONGEST
+
+
+def warm_up(args):
+    f = args.folder
+    if not (f / "scratch").exists():
+        build(f / "scratch", LETTERS, 256)
+    said = ["--config", RECIPES / "sft/signs.yaml", "--model", f / "scratch", "--output_dir", f / "warm_up"]
+    said += ["--max_steps", args.warm_up, "--per_device_train_batch_size", 48, "--learning_rate", "2e-3"]
+    call("extratime.train.sft", *said, "--save_steps", args.warm_up, "--logging_steps", 50, "--report_to", "none")
+    rollouts(f / "warm_up", f / "rollouts", args.train, "train")
+
+
+def learn(args, name, seed):
     f = args.folder
     said = ["--config", RECIPES / "mrt/signs.yaml", "--model", f / "warm_up", "--rollouts", f / "rollouts"]
-    said += ["--output_dir", f / name, "--alpha", ARMS[name], "--max_steps", args.steps]
-    said += ["--learning_rate", args.learning_rate, "--report_to", "none"]
-    call("extratime.train.mrt", *said, **KEEP_MEMORY)
+    said += ["--output_dir", f / f"{name}-{seed}", "--alpha", ARMS[name], "--seed", seed, "--max_steps", args.steps]
+    said += ["--per_device_train_batch_size", 64, "--learning_rate", args.learning_rate, "--save_steps", args.steps]
+    call("extratime.train.mrt", *said, "--max_completion_length", LONGEST, "--report_to", "none")
 
 
 def test(args, name):
-    model = args.folder / name
-    rollouts(model, args.folder / "test" / name, args.test, "test")
+    """Traces of test problems, and forced answers on those of the first few."""
+    rollouts(args.folder / name, args.folder / "test" / name, args.test, "test")
     prefixes(args.folder / "test" / name, args.folder / "test" / name / "forced", traces=4 * args.curves)
 
 
-def drawn(folder):
-    """Tokens that an arm's training drew, by TRL's own count of completions' lengths."""
-    state = json.loads(max(folder.glob("checkpoint-*/trainer_state.json"), key=step).read_text())
-    logged = [line for line in state["log_history"] if "completions/mean_length" in line]
-    return sum(line["completions/mean_length"] for line in logged) / len(logged)
+def drawn(args, name):
+    """Mean length of a rollout in training, in tokens, by TRL's count."""
+    logs = [args.folder / f"{name}-{seed}/checkpoint-{args.steps}/trainer_state.json" for seed in args.seeds]
+    lines = [line for log in logs for line in json.loads(log.read_text())["log_history"]]
+    return float(np.mean([line["completions/mean_length"] for line in lines if "completions/mean_length" in line]))
 
 
-def step(state):
-    return int(state.parent.name.rpartition("-")[2])
+class Seeds:
+    """Arms of the same kind, by problem: means over seeds."""
+
+    def __init__(self, arms):
+        self.arms = arms
+
+    def __getattr__(self, name):
+        return lambda *given: np.mean([getattr(arm, name)(*given) for arm in self.arms], axis=0)
 
 
 def rows(args):
-    arms = {name: Arm(args.folder / "test" / name) for name in ("warm_up", *ARMS)}
+    arms = {name: Seeds([Arm(args.folder / "test" / f"{name}-{s}") for s in args.seeds]) for name in ARMS}
+    arms = {"warm_up": Arm(args.folder / "test/warm_up"), **arms}
     grpo, mrt, rng = arms["grpo"], arms["branches"], np.random.default_rng(0)
     for name in ARMS:
-        yield row(f"tokens of a rollout in training, {name}", drawn(args.folder / name))
+        yield row(f"tokens of a rollout in training, {name}", drawn(args, name))
     for name, arm in arms.items():
-        note = f"{np.mean(arm.tokens()):.1f} tokens, nR {np.mean(arm.regret(budgets())):.3f}"
+        note = f"{np.mean(arm.tokens()):.1f} tokens, nR {np.mean(arm.regret(BUDGETS)):.3f}"
         yield row(f"accuracy of a whole trace, {name}", np.mean(arm.accuracy()), note=note)
     value, low, high = ratio(mrt.tokens(), grpo.tokens(), rng)
     yield at_most("mean tokens, MRT ÷ GRPO", value, 0.8, f"[{low:.3f}, {high:.3f}]")
     gap = stats.paired_difference(mrt.accuracy(), grpo.accuracy(), rng)
-    yield at_least("accuracy, MRT − GRPO", gap.value, -0.02, f"[{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.3f}")
-    yield reach(mrt, grpo, "MRT ÷ GRPO")
-    value, low, high = ratio(mrt.regret(budgets()), grpo.regret(budgets()), rng)
+    yield at_least("accuracy, MRT − GRPO", gap.value, -0.02, f"[{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.4f}")
+    yield reach(mrt, grpo, "MRT ÷ GRPO", LONGEST)
+    value, low, high = ratio(mrt.regret(BUDGETS), grpo.regret(BUDGETS), rng)
     yield at_most("normalised regret, MRT ÷ GRPO", value, 1.05, f"[{low:.3f}, {high:.3f}]; a win below 1")
     share = {name: np.divide(*np.mean(arm.redundant(), axis=0)) for name, arm in arms.items()}
     note = f"{share['branches']:.3f} against {share['grpo']:.3f}; warm-up {share['warm_up']:.3f}"
@@ -70,19 +94,24 @@ def rows(args):
 
 def arguments():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench/mrt"))
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--learning_rate", type=float, default=1e-5)
-    parser.add_argument("--test", type=int, default=100, help="problems with four traces each")
-    parser.add_argument("--curves", type=int, default=40, help="test problems whose traces get forced answers")
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench/mrt_rl"))
+    parser.add_argument("--warm_up", type=int, default=600, help="steps")
+    parser.add_argument("--train", type=int, default=400, help="problems with four traces each")
+    parser.add_argument("--steps", type=int, default=150, help="of 64 rollouts")
+    parser.add_argument("--learning_rate", type=float, default=5e-5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--test", type=int, default=200, help="problems with four traces each")
+    parser.add_argument("--curves", type=int, default=100, help="test problems whose traces get forced answers")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def main():
     args = arguments()
-    for name in ARMS:
-        learn(args, name)
+    warm_up(args)
+    test(args, "warm_up")
+    for name in (f"{arm}-{seed}" for arm in ARMS for seed in args.seeds):
+        learn(args, *name.split("-"))
         test(args, name)
     show(list(rows(args)), args.json)
 

@@ -102,6 +102,17 @@ def test_costs_by_hand(tmp_path):
     assert row.seconds_modelled == pytest.approx(np.mean([5 / 50 + 30 / 5, *[10 / 50 + 10 / 5] * 2]))
 
 
+def test_tokens_computed_are_those_of_all_shards_and_tokens_read_those_of_all_cells(tmp_path):
+    one, other = spent(30, self_consistency_1=[1.0, 0.0]), spent(60, a_2=[1.0, 0.0])
+    write(tmp_path, one, shard="0-of-2")
+    write(tmp_path, other, shard="1-of-2")
+    about = tables.about(read(tmp_path))
+    assert (about["tokens_computed"], about["tokens_read"]) == (
+        2 * 100,
+        2 * 30 + 2 * 60,
+    )  # judges' tokens are among them
+
+
 def test_the_oracle_is_a_ceiling_and_on_no_frontier(tmp_path):
     write(tmp_path, grid(self_consistency_1=[1.0, 0.0], top_1=[1.0, 1.0]))
     (tmp_path / "recipe.yaml").write_text("strategies: [{best_of_n: {verify: oracle, label: top}}]")
