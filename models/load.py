@@ -40,7 +40,7 @@ _ORIGIN = {
     "transformers_version",
 }
 """Settings that say where weights come from and who wrote them, not what they compute."""
-_SAME_AS = {"DreamTokenizer": Qwen2Tokenizer}
+_SAME_AS: dict[str, Any] = {"DreamTokenizer": Qwen2Tokenizer}
 """Tokenizers that come with code of their own, and those of which it is a copy."""
 
 
@@ -146,7 +146,7 @@ def load_tokenizer(folder: Path, chat: bool = False) -> Any:
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise FileNotFoundError(f"no tokenizer in {folder}: copy tokenizer.json and tokenizer_config.json there")
-    kind = _SAME_AS.get(_json(folder / "tokenizer_config.json").get("tokenizer_class", ""), AutoTokenizer)
+    kind: Any = _SAME_AS.get(_json(folder / "tokenizer_config.json").get("tokenizer_class", ""), AutoTokenizer)
     tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
     if chat and not tokenizer.chat_template:
         raise ValueError(

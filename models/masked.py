@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 _LLAMA = {
     "d_model": "hidden_size",

@@ -58,7 +58,7 @@ class Unmasking(Sampling):
     @property
     def total(self) -> int:
         """Steps of a full response, one forward pass each."""
-        return self.steps or max(self.length // 2, self.blocks)
+        return max(self.length // 2, self.blocks) if self.steps is None else self.steps
 
     @property
     def counts(self) -> list[int]:

@@ -93,7 +93,7 @@ def test_the_stop_fires_at_the_first_look_and_at_no_other_place():
 
 
 def exact(budget):
-    """Mean tokens where a response is given up at the first look unless all are impossible: one of those is read on."""
+    """Mean tokens where the impossible are given up at the first look, unless all are: equal scores stop nobody."""
     total = 0.0
     for kinds in itertools.product(KINDS, repeat=budget):
         chance = math.prod(KINDS[kind] for kind in kinds)
@@ -104,7 +104,6 @@ def exact(budget):
 
 @pytest.mark.parametrize("budget", [2, 4])
 def test_the_saving_has_its_exact_law(budget):
-    """Equal scores stop nobody, so where all are impossible all are read to the end."""
     first = (KINDS["i"] * (1 / 6) ** 3) ** (1 / 4)
     strategy = functools.partial(early_stopping, threshold=first + 0.01, every=EVERY)
     spent = [r.cost.generated for r in cells(strategy, budget, 400)]
