@@ -359,7 +359,7 @@ def test_a_schedule_that_does_not_come_out_even_is_refused():
     assert Unmasking(length=10, block=5, steps=4).counts == [3, 2]
     assert law.at(0).greedy and law.at(0).block == 4 and not law.greedy
     assert Unmasking(0.7, 0.9, 3, 0.1, length=8, block=4).at(0) == law.at(0) == Unmasking(0, length=8, block=4)
-    assert Unmasking(0.7, 0.9, 3, 0.1, length=8).at(0.5) == Unmasking(0.5, 0.9, 3, 0.1, length=8)
+    assert Unmasking(0.7, 0.9, 3, 0.1, length=8, block=8).at(0.5) == Unmasking(0.5, 0.9, 3, 0.1, length=8, block=8)
     assert Unmasking(length=8, block=1).total == 8 and Unmasking(1.0, top_k=1).greedy
     assert not Unmasking(0, confidence="random").greedy
     assert Sampling(0.5).in_blocks(4) == Sampling(0.5)
