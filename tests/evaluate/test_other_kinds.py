@@ -108,6 +108,14 @@ def test_what_cannot_win_is_given_up_and_the_answer_stays_that_of_best_of_n():
     assert spent[1] < 0.85 * spent[0]
 
 
+def test_without_a_threshold_only_what_cannot_reach_a_finished_one_is_given_up():
+    table = {"a=1": -1.0, "b": -1.5, "c": -3.0, "d": -0.1}
+    program = early_stopping(P, 4, rng(), scored(table), threshold=None, every=6)
+    next(program)
+    pool = [response(text, "length" if text in "bcd" else "eos", logprobs=(p,) * 6) for text, p in table.items()]
+    assert [r.text for r in program.send(pool).along] == ["b", "d"]
+
+
 def test_the_ceiling_is_a_mean_with_certain_tokens_up_to_a_full_length():
     assert ceiling(P, response("a", "length", 3, logprobs=(-1.0, -2.0, -3.0))) == pytest.approx(-0.5)
     assert ceiling(P, response("a", "length", 3)) == 0.0
