@@ -66,6 +66,11 @@ class Unmasking(Sampling):
         n = self.total // self.blocks
         return [self.block // n + (i < self.block % n) for i in range(n)]
 
+    @property
+    def proposal(self) -> Sampling:
+        """The law of one proposal, whichever of them stay."""
+        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p)
+
     def at(self, temperature: float) -> Sampling:
         """The same law at another temperature; at 0 the cuts do not matter, the schedule does."""
         whole = self if temperature else replace(self, top_p=1.0, top_k=0, min_p=0.0)

@@ -262,7 +262,7 @@ def propose(logits: Tensor, canvas: Canvas) -> list[Proposal]:
     law, places, seed = canvas.law, canvas.masked(), canvas.draw.seed
     first = canvas.step * law.length
     chance = [uniforms(seed, first + place, 1)[0] for place in places]
-    laws = Laws.of([law] * len(places), logits.device)
+    laws = Laws.of([law.proposal] * len(places), logits.device)
     tokens, raw, tempered = pick(logits, laws, torch.tensor(chance, dtype=torch.float64, device=logits.device))
     if law.confidence == "random":
         sure = [uniforms(seed, law.total * law.length + first + place, 1)[0] for place in places]

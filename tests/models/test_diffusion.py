@@ -156,6 +156,11 @@ def test_each_schedule_has_its_exact_law(law):
     assert p_value(texts(engine(JOINT), law, 700), unmasked(law)) > 1e-3
 
 
+def test_random_remasking_of_the_likeliest_tokens_draws_their_order_alone():
+    law = Unmasking(0, length=2, block=2, steps=2, confidence="random")
+    assert p_value(texts(engine({"c0": 0.4, "a1": 0.3, "b1": 0.3}), law, 300), {"c0": 0.5, "a1": 0.5}) > 1e-3
+
+
 def test_blocks_of_one_draw_from_the_joint_itself_and_one_step_from_the_marginals():
     left_to_right, at_once = unmasked(LAWS[0]), unmasked(LAWS[2])
     first = {c: sum(p for t, p in JOINT.items() if t[0] == c) / 100 for c in "ab"}
