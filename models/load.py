@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 from transformers.utils.hub import cached_file
 
 Where: TypeAlias = str | os.PathLike[str]
@@ -40,6 +40,8 @@ _ORIGIN = {
     "transformers_version",
 }
 """Settings that say where weights come from and who wrote them, not what they compute."""
+_SAME_AS: dict[str, Any] = {"DreamTokenizer": Qwen2Tokenizer}
+"""Tokenizers that come with code of their own, and those of which it is a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,8 @@ def load_tokenizer(folder: Path, chat: bool = False) -> Any:
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise FileNotFoundError(f"no tokenizer in {folder}: copy tokenizer.json and tokenizer_config.json there")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    kind: Any = _SAME_AS.get(_json(folder / "tokenizer_config.json").get("tokenizer_class", ""), AutoTokenizer)
+    tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
     if chat and not tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer in {folder} has no chat template: add chat_template.jinja there, "

@@ -58,13 +58,18 @@ class Unmasking(Sampling):
     @property
     def total(self) -> int:
         """Steps of a full response, one forward pass each."""
-        return self.steps or max(self.length // 2, self.blocks)
+        return max(self.length // 2, self.blocks) if self.steps is None else self.steps
 
     @property
     def counts(self) -> list[int]:
         """Tokens that stay in each step of a block; the first steps take what is left over."""
         n = self.total // self.blocks
         return [self.block // n + (i < self.block % n) for i in range(n)]
+
+    @property
+    def proposal(self) -> Sampling:
+        """The law of one proposal, whichever of them stay."""
+        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p)
 
     def at(self, temperature: float) -> Sampling:
         """The same law at another temperature; at 0 the cuts do not matter, the schedule does."""

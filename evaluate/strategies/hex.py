@@ -2,7 +2,8 @@
 
 A masked-diffusion model that writes in blocks of another size is another expert. The same prompt is decoded under each
 of `blocks`, and under each again while the budget lasts, and the answers vote. Published: blocks of 8 to 128 for
-responses of 256 tokens, two tokens a step, 5 schedules and up to 6 seeds; several seeds need a temperature above 0.
+responses of 256 tokens (4 to 64 for 128, 16 to 256 for 512), two tokens a step, 5 schedules and up to 6 seeds; several
+seeds need a temperature above 0.
 Ties go to the answer that appeared first, so to smaller blocks, or, with `ties="likelihood"`, to the answer of the
 likeliest of the tied responses; the log-probabilities are those under which tokens were written, without padding,
 where the authors' are those of the first pass over masks, with padding. `why` says whether there was a tie.

@@ -122,11 +122,13 @@ class DiffusionEngine:
     """Answers draws with a masked-diffusion model; see `extratime.models.request.Engine`.
 
     Args:
-        loaded: model and tokenizer. The configuration's `mask_token_id`, else the tokenizer's mask token, is the mask.
+        loaded: model and tokenizer. The configuration's `mask_token_id`, else the tokenizer's mask token, is the mask;
+            its `shift_logits` says whether logits are about the next place, as where a model once was autoregressive.
         slots: draws that share a forward pass, if they are of one width.
 
     Raises:
-        ValueError: the model names no mask, its layers are not plain attention, or something stands beside it.
+        ValueError: the model names no mask that can be one, its layers are not plain attention, or something stands
+            beside it.
     """
 
     def __init__(self, loaded: Loaded, slots: int = 16) -> None:
@@ -137,9 +139,10 @@ class DiffusionEngine:
             raise ValueError(
                 "the diffusion engine runs plain models: merge adapters, and leave temperatures to the law"
             )
-        self._mask = _mask(config, loaded)
         self._context, self._bound = context_length(config)
         self._ends = end_tokens(self._model, loaded.tokenizer)
+        self._mask = _mask(config, loaded, self._ends)
+        self._shift = int(bool(getattr(config, "shift_logits", False)))
         self._encode, self._decode = encoder(loaded.tokenizer), decoder(loaded.tokenizer)
         self._slots = slots
         self._canvases: dict[Hashable, Canvas] = {}
@@ -242,7 +245,7 @@ class DiffusionEngine:
         logits: Tensor = self._model(
             input_ids=torch.tensor(rows, device=device),
             attention_mask=every.expand(len(rows), 1, width, width),
-            logits_to_keep=torch.tensor(kept, device=device),
+            logits_to_keep=torch.tensor([max(0, at - self._shift) for at in kept], device=device),
             use_cache=False,
         ).logits
         logits[..., self._mask] = -math.inf
@@ -259,7 +262,7 @@ def propose(logits: Tensor, canvas: Canvas) -> list[Proposal]:
     law, places, seed = canvas.law, canvas.masked(), canvas.draw.seed
     first = canvas.step * law.length
     chance = [uniforms(seed, first + place, 1)[0] for place in places]
-    laws = Laws.of([law] * len(places), logits.device)
+    laws = Laws.of([law.proposal] * len(places), logits.device)
     tokens, raw, tempered = pick(logits, laws, torch.tensor(chance, dtype=torch.float64, device=logits.device))
     if law.confidence == "random":
         sure = [uniforms(seed, law.total * law.length + first + place, 1)[0] for place in places]
@@ -271,7 +274,7 @@ def propose(logits: Tensor, canvas: Canvas) -> list[Proposal]:
     return list(map(Proposal, tokens.tolist(), raw.tolist(), tempered.tolist(), sure))
 
 
-def _mask(config: Any, loaded: Loaded) -> int:
+def _mask(config: Any, loaded: Loaded, ends: frozenset[int]) -> int:
     found = getattr(config, "mask_token_id", None)
     found = loaded.tokenizer.mask_token_id if found is None else found
     if found is None:
@@ -279,4 +282,7 @@ def _mask(config: Any, loaded: Loaded) -> int:
             f"{loaded.where} names no mask token, so it is no masked-diffusion model: set mask_token_id in its "
             "config.json, or take `engine: {kind: hf}`"
         )
+    if found in ends or not 0 <= found < config.vocab_size:
+        wrong = "ends responses" if found in ends else f"is none of its {config.vocab_size} tokens"
+        raise ValueError(f"the mask token {found} of {loaded.where} {wrong}: correct mask_token_id in its config.json")
     return int(found)

@@ -116,11 +116,14 @@ def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
     _refuse_other_base(base, named)
     from extratime.models.engines.diffusion import DiffusionEngine
     from extratime.models.engines.hf import HFEngine
-    from extratime.models.load import load
+    from extratime.models.load import load, locate
+    from extratime.models.masked import head_of
 
-    loaded = load(base, dtype=spec.dtype, adapters=named, device=spec.device or _device())
+    masked = spec.kind == "diffusion"
+    head = {"head": head_of(locate(base))} if masked else {}
+    loaded = load(base, dtype=spec.dtype, adapters=named, device=spec.device or _device(), **head)
     loaded = _cooled(loaded, Path(model))
-    kind: Any = DiffusionEngine if spec.kind == "diffusion" else HFEngine
+    kind: Any = DiffusionEngine if masked else HFEngine
     engine = kind(loaded, **({"slots": spec.slots} if spec.slots else {}))
     told = {"self_eval": _asked(loaded.tokenizer, known), "generative": _judging(loaded.tokenizer, model)}
     return Opened(engine, loaded.tokenizer, told)

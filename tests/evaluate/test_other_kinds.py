@@ -108,15 +108,30 @@ def test_what_cannot_win_is_given_up_and_the_answer_stays_that_of_best_of_n():
     assert spent[1] < 0.85 * spent[0]
 
 
+def test_without_a_threshold_only_what_cannot_reach_a_finished_one_is_given_up():
+    table = {"a=1": -1.0, "b": -1.5, "c": -3.0, "d": -0.1}
+    program = early_stopping(P, 4, rng(), scored(table), threshold=None, every=6)
+    next(program)
+    pool = [response(text, "length" if text in "bcd" else "eos", logprobs=(p,) * 6) for text, p in table.items()]
+    assert [r.text for r in program.send(pool).along] == ["b", "d"]
+
+
 def test_the_ceiling_is_a_mean_with_certain_tokens_up_to_a_full_length():
     assert ceiling(P, response("a", "length", 3, logprobs=(-1.0, -2.0, -3.0))) == pytest.approx(-0.5)
     assert ceiling(P, response("a", "length", 3)) == 0.0
 
 
 def test_finished_responses_vote_where_asked():
-    table = {"a=1": 0.5, "b=2": 0.4, "c=2": 0.4}
-    program = early_stopping(P, 3, rng(), scored(table), vote=True)
-    assert play(program, [response(text) for text in table])[1].response.text == "b=2"
+    for first, winner in ((0.5, "b=2"), (0.9, "a=1")):
+        table = {"a=1": first, "b=2": 0.4, "c=2": 0.4}
+        program = early_stopping(P, 3, rng(), scored(table), vote=True)
+        assert play(program, [response(text) for text in table])[1].response.text == winner
+
+
+def test_what_is_read_to_its_full_length_was_not_given_up():
+    program = early_stopping(P, 1, rng(), scored({"a": 0.5, "ab": 0.5}), every=3)
+    _, answer = play(program, begun("a"), begun("ab", n=12))
+    assert answer.why == "0 of 1 given up" and not answer.response.finished
 
 
 @pytest.mark.parametrize(("loss", "threshold"), [(0.0, 0.2), (0.24, 0.2), (0.25, 0.3), (0.5, 0.6), (0.75, math.inf)])
@@ -206,6 +221,12 @@ def test_a_spawn_block_becomes_a_join_block_and_the_parent_reads_on():
 def test_what_a_child_returns(said, message):
     asked, _ = spawned(paused("<spawn>t</spawn>"), [said], [thread("=1", "eos")], nothing="none")
     assert asked[2].along[0].text == f"<join>\n1: {message}\n</join>"
+
+
+def test_a_child_reads_a_full_length_at_most_and_only_the_last_opening_opens_a_block():
+    asked, _ = spawned(paused("a <spawn> b <spawn>t</spawn>"), [thread("<join>m</join>")], [thread("=1", "eos")])
+    assert [ask.max_tokens for ask in asked[1]] == [LONG.max_tokens]
+    assert asked[2].along[0].text == "a <spawn> b <join>\n1: m\n</join>"
 
 
 def test_a_parent_that_begins_a_join_itself_is_made_to_spawn():

@@ -156,6 +156,11 @@ def test_each_schedule_has_its_exact_law(law):
     assert p_value(texts(engine(JOINT), law, 700), unmasked(law)) > 1e-3
 
 
+def test_random_remasking_of_the_likeliest_tokens_draws_their_order_alone():
+    law = Unmasking(0, length=2, block=2, steps=2, confidence="random")
+    assert p_value(texts(engine({"c0": 0.4, "a1": 0.3, "b1": 0.3}), law, 300), {"c0": 0.5, "a1": 0.5}) > 1e-3
+
+
 def test_blocks_of_one_draw_from_the_joint_itself_and_one_step_from_the_marginals():
     left_to_right, at_once = unmasked(LAWS[0]), unmasked(LAWS[2])
     first = {c: sum(p for t, p in JOINT.items() if t[0] == c) / 100 for c in "ab"}
@@ -346,6 +351,9 @@ def test_a_schedule_that_does_not_come_out_even_is_refused():
         ({"length": 8, "block": 3}, "do not fill"),
         ({"length": 8, "block": 2, "steps": 6}, "cannot be shared"),
         ({"length": 8, "block": 1, "steps": 4}, "cannot be shared"),
+        ({"length": 8, "block": 2, "steps": 12}, "cannot be shared"),
+        ({"length": 8, "block": 2, "steps": 0}, "cannot be shared"),
+        ({"length": 8, "block": 0}, "do not fill"),
         ({"confidence": "high"}, "confidence must be"),
         ({"temperature": -1.0}, "temperature must be"),
     ):
@@ -355,5 +363,8 @@ def test_a_schedule_that_does_not_come_out_even_is_refused():
     assert (law.total, law.counts, law.in_blocks(8).counts) == (4, [2, 2], [2] * 4)
     assert Unmasking(length=10, block=5, steps=4).counts == [3, 2]
     assert law.at(0).greedy and law.at(0).block == 4 and not law.greedy
+    assert Unmasking(0.7, 0.9, 3, 0.1, length=8, block=4).at(0) == law.at(0) == Unmasking(0, length=8, block=4)
+    assert Unmasking(0.7, 0.9, 3, 0.1, length=8, block=8).at(0.5) == Unmasking(0.5, 0.9, 3, 0.1, length=8, block=8)
+    assert Unmasking(length=8, block=1).total == 8 and Unmasking(1.0, top_k=1).greedy
     assert not Unmasking(0, confidence="random").greedy
     assert Sampling(0.5).in_blocks(4) == Sampling(0.5)
