@@ -45,8 +45,8 @@ def affordable(problem: Problem, prefix: Completion, budget: int, spent: int) ->
 
 
 def together(
-    problem: Problem, prefixes: Sequence[Completion], left: int, longest: int
-) -> tuple[Sequence[Completion], int | None]:
+    problem: Problem, prefixes: list[Completion], left: int, longest: int
+) -> tuple[list[Completion], int | None]:
     """The first of `prefixes` that may be read on side by side, and to what length if not to a full one.
 
     Whatever they say up to that length, any one of them can still be read to a full length L afterwards: n prefixes of
