@@ -9,7 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from extratime.evaluate.program import Problem, Program, extend
+from extratime.evaluate.program import Problem, Program, extend, growing
 from extratime.evaluate.smc import logarithms
 from extratime.models.request import Completion
 
@@ -44,12 +44,48 @@ def affordable(problem: Problem, prefix: Completion, budget: int, spent: int) ->
     return (budget * problem.max_tokens - spent) // (problem.max_tokens - prefix.n_tokens)
 
 
+def together(
+    problem: Problem, prefixes: list[Completion], left: int, longest: int
+) -> tuple[list[Completion], int | None]:
+    """The first of `prefixes` that may be read on side by side, and to what length if not to a full one.
+
+    Whatever they say up to that length, any one of them can still be read to a full length L afterwards: n prefixes of
+    lengths ℓ get to (left − L + Σ ℓ)/(n − 1) at most. There are fewer where that is no room for a step.
+
+    Args:
+        problem: what they answer.
+        prefixes: unfinished; the tokens that are left suffice to read each of them, alone, to a full length.
+        left: tokens.
+        longest: tokens of the longest step so far.
+    """
+    full, sizes = problem.max_tokens, [prefix.n_tokens for prefix in prefixes]
+    for n in range(len(prefixes), 1, -1):
+        level = (left - full + sum(sizes[:n])) // (n - 1)
+        if level >= full:
+            return prefixes[:n], None
+        if level >= max(sizes[:n]) + longest:
+            return prefixes[:n], level
+    return prefixes[:1], None
+
+
 def branch(problem: Problem, prefix: Completion, n: int, step: Sequence[str]) -> Program[tuple[list[Completion], int]]:
     """Up to `n` distinct continuations of `prefix` by a step, and how many tokens they took."""
     read = yield from extend([prefix] * n, pause=step)
     spent = sum(said.n_tokens - prefix.n_tokens for said in read)
     full = [said.finish == "pause" and said.n_tokens >= problem.max_tokens for said in read]
     return distinct([replace(r, finish="length") if at else r for r, at in zip(read, full, strict=True)]), spent
+
+
+def trails(problem: Problem, begun: Sequence[Completion], step: Sequence[str]) -> Program[list[list[Completion]]]:
+    """The ends of what was begun by a step, each after its prefixes: one a step that says something."""
+    found: list[list[Completion]] = [[] for _ in begun]
+    while any(growing(problem, draw) for draw in begun):
+        for trail, draw in zip(found, begun, strict=True):
+            if growing(problem, draw) and draw.text[len(trail[-1].text) if trail else 0 :].strip():
+                trail.append(draw)
+        begun = yield from extend(begun, pause=step)
+    ends = yield from extend(begun)
+    return [[*trail, end] for trail, end in zip(found, ends, strict=True)]
 
 
 def distinct(completions: Sequence[Completion]) -> list[Completion]:

@@ -11,7 +11,8 @@ softmax of rewards: `reading` "score" and "exponential"). So the target is p(x) 
 prefixes counts at every step; `weighting="ratio"` samples p(x)·G(x) of the final potential alone. The sweep itself is
 `particles.sweep`.
 
-Budget law: `budget` particles of at most one full length each.
+Budget law: `budget` particles of at most one full length each. What is dropped counts, too: where that was long and
+all others go on to a full length, the last of them are cut off.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ Sample N = budget first steps; then at each depth, B of the N being unfinished, 
 children, ΣW = B; a node without children is pruned. Finished nodes leave the tree and take their place with them, so
 that there are N leaves in the end, which vote with their scores. W is rounded up from the greatest reward on, as in
 the authors' code: rounding each by itself, as the paper writes it, changes the width. T_b → 0 follows the best
-node alone, T_b → ∞ is plain sampling. Nodes scored NaN or -inf are pruned; if all are, they share evenly.
+node alone, T_b → ∞ is plain sampling. Nodes scored NaN or -inf are pruned; if all are, they share evenly. Leaves stay
+in their places: in order of completion, short responses would win the ties of the vote.
 
 Budget law: N nodes a depth, shared prefixes read once: N full lengths at most where steps are equally long. What is
 pruned counts, too; beyond N full lengths nodes are cut off.
@@ -49,13 +50,15 @@ def rebase(
     """
     leaves = yield from sample(problem.prompt, budget, pause=step)
     for _ in range(rounds):
-        nodes = [leaf for leaf in leaves if growing(problem, leaf)]
-        if not nodes:
+        places = [i for i, leaf in enumerate(leaves) if growing(problem, leaf)]
+        if not places:
             break
-        leaves = [leaf for leaf in leaves if not growing(problem, leaf)]
+        nodes = [leaves[i] for i in places]
         shares = children((yield from verify(problem, nodes)), balance, len(nodes))
         branches = [node for node, share in zip(nodes, shares, strict=True) for _ in range(share)]
-        leaves += yield from extend(branches, pause=step)
+        grown = yield from extend(branches, pause=step)
+        for i, leaf in zip(places, grown, strict=True):
+            leaves[i] = leaf
     leaves = yield from extend(leaves)
     return elect(problem, leaves, weights((yield from verify(problem, leaves))), "weighted vote of the leaves")
 

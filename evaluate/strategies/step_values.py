@@ -17,7 +17,8 @@ from itertools import chain, islice
 
 import numpy as np
 
-from extratime.evaluate.program import Answer, Problem, Program, best, extend, gather, growing, sample
+from extratime.evaluate.program import Answer, Problem, Program, best, extend, gather, sample
+from extratime.evaluate.search import trails
 from extratime.models.request import Completion
 
 
@@ -47,15 +48,16 @@ def step_values(
     if completions < 1 or steps < 1:
         raise ValueError(f"completions and steps must be at least 1, not {completions} and {steps}")
     whole = 1 + completions * steps
-    trails = yield from _trails(problem, max(1, budget // whole), step)
-    valued = [trail[:-1][: steps if budget >= whole else 0] for trail in trails]
+    begun = yield from sample(problem.prompt, max(1, budget // whole), pause=step)
+    found = yield from trails(problem, begun, step)
+    valued = [trail[:-1][: steps if budget >= whole else 0] for trail in found]
     values = iter((yield from gather(value(problem, prefix, completions) for prefix in chain(*valued))))
     pool: list[Completion] = []
     weights: list[float] = []
-    for trail, prefixes in zip(trails, valued, strict=True):
+    for trail, prefixes in zip(found, valued, strict=True):
         pool += [*prefixes, trail[-1]]
         weights += [*islice(values, len(prefixes)), _settled(problem, trail[-1])]
-    answer = best([trail[-1] for trail in trails], [0.0] * len(trails), "").response
+    answer = best([trail[-1] for trail in found], [0.0] * len(found), "").response
     return Answer(answer, tuple(pool), tuple(weights), "the first draw")
 
 
@@ -67,19 +69,6 @@ def value(problem: Problem, prefix: Completion, completions: int) -> Program[flo
     assert problem.correct is not None
     ends = yield from extend([prefix] * completions)
     return sum(_settled(problem, end) for end in ends) / completions
-
-
-def _trails(problem: Problem, n: int, step: Sequence[str]) -> Program[list[list[Completion]]]:
-    """`n` draws, each as the list of its prefixes, one a step that says something, and the draw itself."""
-    draws = yield from sample(problem.prompt, n, pause=step)
-    trails: list[list[Completion]] = [[] for _ in draws]
-    while any(growing(problem, draw) for draw in draws):
-        for trail, draw in zip(trails, draws, strict=True):
-            if growing(problem, draw) and draw.text[len(trail[-1].text) if trail else 0 :].strip():
-                trail.append(draw)
-        draws = yield from extend(draws, pause=step)
-    draws = yield from extend(draws)
-    return [[*trail, draw] for trail, draw in zip(trails, draws, strict=True)]
 
 
 def _settled(problem: Problem, response: Completion) -> float:
