@@ -95,7 +95,7 @@ def rows(args):
 def arguments():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/mrt_rl"))
-    parser.add_argument("--warm_up", type=int, default=600, help="steps")
+    parser.add_argument("--warm_up", type=int, default=300, help="steps")
     parser.add_argument("--train", type=int, default=400, help="problems with four traces each")
     parser.add_argument("--steps", type=int, default=150, help="of 64 rollouts")
     parser.add_argument("--learning_rate", type=float, default=5e-5)
