@@ -57,7 +57,7 @@ def test_what_never_ended_does_not_take_the_place_of_a_text_that_did():
 
 
 def squared_error(p, k, n):
-    """Of the estimate q·D of an answer's probability p, D the distinct ones seen of its k paths of q = p/k; and E[q·D].
+    """Of the estimate q·D of an answer's probability p, D the distinct seen of its k paths of q = p/k; and E[q·D].
 
     E[D] = k(1 − a), E[D²] = E[D] + k(k − 1)(1 − 2a + b), a = (1 − q)ⁿ, b = (1 − 2q)ⁿ.
     """
