@@ -218,6 +218,13 @@ def test_the_last_batch_takes_what_is_left():
     assert [len(step) for step in read] == [3, 2, 1] and len(answer.pool) == 6
 
 
+def test_a_budget_below_the_warm_up_is_all_warm_up():
+    program = deepconf_online(P, 3, rng())
+    assert next(program).n == 3
+    with pytest.raises(StopIteration):
+        program.send(traced(("a=1", [-1.0]), ("b=2", [-2.0]), ("c=2", [-3.0])))
+
+
 def test_failed_responses_of_the_warm_up_do_not_lower_the_bar():
     program = deepconf_online(P, 4, rng(), warmup=3, keep=0.5, window=2, consensus=2.0, chunk=2)
     next(program)
