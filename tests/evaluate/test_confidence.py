@@ -205,6 +205,12 @@ def test_at_the_bar_a_response_is_read_on_and_votes():
     assert [w > 0 for w in answer.weights] == [True, True, False, True, False]
 
 
+def test_an_unsure_group_in_the_middle_of_a_chunk_breaks_off_too():
+    paths = [*WARM, ("d=1", [-1, -9, -1, -1, -1, -1])]
+    read, answer = online(paths, 4, 3, keep=0.5, window=2, consensus=2.0, chunk=4)
+    assert read[1:] == [[("d", 4)]] and answer.weights[3] == 0.0
+
+
 def test_a_consensus_of_one_is_met_where_all_agree():
     agreeing = [("a=1", [-1.0] * 4), ("b=1", [-2.0] * 4), ("c=2", [-3.0] * 4)]
     assert len(online(agreeing, 9, 3, keep=0.5, window=2, consensus=1.0)[1].pool) == 3
