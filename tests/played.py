@@ -3,6 +3,7 @@
 import numpy as np
 from toy import problem
 
+from extratime.evaluate.program import Gather
 from extratime.models.request import Completion
 
 P = problem(max_tokens=12)
@@ -41,3 +42,26 @@ def play(program, *replies):
             assert i == len(replies) - 1, "it returned before all replies were given"
             return asked, stop.value
     raise AssertionError(f"it still wants {asked[-1]}")
+
+
+def steps(program, say):
+    """Run a program whose samples are answered by `say(request, i)`: all its requests, and what it returned."""
+    asked, value = [], None
+    while True:
+        try:
+            request = program.send(value)
+        except StopIteration as stop:
+            return asked, stop.value
+        if isinstance(request, Gather):
+            parts = [steps(child, say) for child in request.programs]
+            asked += [request for part, _ in parts for request in part]
+            value = [told for _, told in parts]
+        else:
+            asked.append(request)
+            value = [say(request, i) for i in range(len(request.along) or request.n)]
+
+
+def saying(*texts):
+    """Answers with these texts, one after the other."""
+    left = iter(texts)
+    return lambda request, i: response(next(left))

@@ -5,8 +5,8 @@ it has thought `least` tokens. At most: after `most` tokens, or `episodes` blank
 answer. Asked at a row of caps, it gives accuracy if stopped there: the forced-answer curve.
 
 Budget law: one response of at most a full length, begun again from its end at most `budget` − 1 times. With a budget
-of 1 and no cap it is plain sampling. An extension that would leave no room is not made; one that reaches no end leaves
-the answer to what was finished before it.
+of 1 and no cap it is plain sampling. An extension that would leave no room is not made; one that reaches no end, or
+from which no answer can be read, leaves the answer to what was finished before it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from extratime.evaluate.episodes import bridge, split
 from extratime.evaluate.forcing import cut, put
-from extratime.evaluate.program import Answer, Problem, Program, best, extend, growing, sample
+from extratime.evaluate.program import Answer, Problem, Program, extend, growing, sample
+from extratime.evaluate.strategies.self_refine import latest
 from extratime.models.request import Completion
 
 BREAK = "\n\n"
@@ -60,7 +61,7 @@ def budget_forcing(
         stem = response if ended else put(problem, response, bridge(response.text, stop))
         if stem.n_tokens < problem.max_tokens:
             [response] = yield from extend([stem])
-    return best([*whole, response], range(len(whole) + 1), f"{ignored} ends ignored")
+    return latest(problem, [*whole, response], f"{ignored} ends ignored")
 
 
 def _think(

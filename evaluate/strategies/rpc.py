@@ -59,6 +59,6 @@ def survivors(chances: Sequence[float], apart: float) -> list[bool]:
 
 
 def distinct(responses: Sequence[Completion], weights: Sequence[float]) -> list[float]:
-    """The weights, but 0 for a text that stands earlier among the responses."""
-    first = {r.text: i for i, r in reversed(list(enumerate(responses)))}
-    return [w if first[r.text] == i else 0.0 for i, (r, w) in enumerate(zip(responses, weights, strict=True))]
+    """The weights, but 0 for a text with which an earlier response ended, and for what has not ended."""
+    first = {r.text: i for i, r in reversed(list(enumerate(responses))) if r.finished}
+    return [w if first.get(r.text) == i else 0.0 for i, (r, w) in enumerate(zip(responses, weights, strict=True))]

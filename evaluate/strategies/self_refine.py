@@ -10,8 +10,6 @@ critic. Rounds that the budget does not pay for in full are not begun; `rounds` 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from extratime.evaluate.program import Answer, Problem, Program, best, sample
@@ -69,8 +67,8 @@ def content(critique: str, stop: str) -> bool:
 
 
 def latest(problem: Problem, pool: list[Completion], why: str) -> Answer:
-    """The last finished response from which an answer can be read; `pool` is in the order of drawing."""
-    weights = [-math.inf if vote is None else float(i) for i, vote in enumerate(ballots(problem, pool))]
+    """The last finished response from which an answer can be read, else the last; `pool` in the order of drawing."""
+    weights = [float(i if vote is not None else i - len(pool)) for i, vote in enumerate(ballots(problem, pool))]
     return best(pool, weights, why)
 
 

@@ -329,17 +329,24 @@ def align(text: str, pieces: Sequence[str], cut: bool) -> tuple[str, tuple[int, 
 def probabilities(server: Server, targets: Sequence[str], reply: Json) -> tuple[tuple[float, ...], Work]:
     """The probability of each target at the first drawn position.
 
+    A sure judge leaves one verdict no place among the most likely tokens that the server tells. Where another target
+    is told, one that is not has the most that it can have: what those told leave, and no more than the least of them.
+
     Raises:
-        Unanswerable: a target is not among the most likely tokens that the server tells.
+        Unanswerable: no target is among the most likely tokens that the server tells.
         BrokenReply: the reply tells none.
     """
     choice, _, cost = first_choice(reply)
     tops = _parsed(server.tops, choice, cost) if server.tops else {}
     if not tops:
         raise BrokenReply("the reply tells no most likely tokens", cost)
-    if missing := [target for target in targets if target not in tops]:
-        raise Unanswerable(f"{missing} not among the {len(tops)} most likely tokens that {server.name} tells", cost)
-    return tuple(exp(tops[target]) for target in targets), cost
+    if not any(target in tops for target in targets):
+        raise Unanswerable(
+            f"{list(targets)} not among the {len(tops)} most likely tokens that {server.name} tells", cost
+        )
+    chances = {token: exp(value) for token, value in tops.items()}
+    most = min(max(0.0, 1 - sum(chances.values())), *chances.values())
+    return tuple(chances.get(target, most) for target in targets), cost
 
 
 def echoed(prompt: int, tokens: int, reply: Json) -> tuple[tuple[float, ...], Work]:

@@ -1,6 +1,7 @@
 """Confidence of tokens, groups and responses, and who votes by it or is broken off."""
 
 import functools
+import inspect
 import math
 from dataclasses import replace
 
@@ -45,6 +46,12 @@ def test_confidence_is_the_exponential_of_a_mean(measure, window, mean):
 def test_the_bottom_tenth_of_many_groups():
     sure = [-float(i) for i in range(40)]
     assert math.log(confidence(sure, "bottom", 1)) == pytest.approx(-(39 + 38 + 37 + 36) / 4)
+
+
+def test_a_tenth_of_the_groups_is_rounded_down_but_one_at_least():
+    sure = [-float(i) for i in range(19)]
+    assert math.log(confidence(sure, "bottom", 1)) == pytest.approx(-18.0)
+    assert math.log(confidence([*sure, -19.0], "bottom", 1)) == pytest.approx(-(19 + 18) / 2)
 
 
 def test_the_bar_is_a_quantile():
@@ -186,6 +193,66 @@ def test_the_drawing_stops_at_a_consensus_of_those_that_vote(last, consensus, dr
     paths = [*WARM, *[(f"{name}={said}", [-1.0] * 4) for name, said in zip("def", last.split(), strict=True)]]
     _, answer = online(paths, 6, 3, keep=0.5, window=2, consensus=consensus, chunk=12)
     assert len(answer.pool) == drawn
+
+
+def test_at_the_bar_a_response_is_read_on_and_votes():
+    """The bar is e^-2; the groups of d are at it, those of e a hair below."""
+    below = -2.0 - 1e-9
+    paths = [*WARM, ("d=2", [-2.0] * 4), ("e=2", [below] * 4)]
+    read, answer = online(paths, 5, 3, keep=0.5, window=2, consensus=2.0, chunk=1)
+    assert [n for step in read[1:] for name, n in step if name == "d"] == [1, 2, 3, 4]
+    assert [n for step in read[1:] for name, n in step if name == "e"] == [1, 2]
+    assert [w > 0 for w in answer.weights] == [True, True, False, True, False]
+
+
+def test_an_unsure_group_in_the_middle_of_a_chunk_breaks_off_too():
+    paths = [*WARM, ("d=1", [-1, -9, -1, -1, -1, -1])]
+    read, answer = online(paths, 4, 3, keep=0.5, window=2, consensus=2.0, chunk=4)
+    assert read[1:] == [[("d", 4)]] and answer.weights[3] == 0.0
+
+
+def test_a_consensus_of_one_is_met_where_all_agree():
+    agreeing = [("a=1", [-1.0] * 4), ("b=1", [-2.0] * 4), ("c=2", [-3.0] * 4)]
+    assert len(online(agreeing, 9, 3, keep=0.5, window=2, consensus=1.0)[1].pool) == 3
+    later = [*WARM, ("d=1", [-1.0] * 4), ("e=1", [-1.0] * 4)]
+    assert len(online(later, 5, 3, keep=0.5, window=2, consensus=1.0, chunk=12)[1].pool) == 5
+
+
+def test_the_last_batch_takes_what_is_left():
+    paths = [*WARM, *[(f"{name}=1", [-1.0] * 4) for name in "defgh"]]
+    read, answer = online(paths, 6, 3, keep=0.5, window=2, consensus=2.0, batch=2, chunk=12)
+    assert [len(step) for step in read] == [3, 2, 1] and len(answer.pool) == 6
+
+
+def test_a_budget_below_the_warm_up_is_all_warm_up():
+    program = deepconf_online(P, 3, rng())
+    assert next(program).n == 3
+    with pytest.raises(StopIteration):
+        program.send(traced(("a=1", [-1.0]), ("b=2", [-2.0]), ("c=2", [-3.0])))
+
+
+def test_failed_responses_of_the_warm_up_do_not_lower_the_bar():
+    program = deepconf_online(P, 4, rng(), warmup=3, keep=0.5, window=2, consensus=2.0, chunk=2)
+    next(program)
+    bad = [fail(response("", n_tokens=0), "no")] * 2
+    assert program.send([*traced(("a=1", [-1.0] * 4)), *bad]).n == 1
+    with pytest.raises(StopIteration) as stop:
+        program.send([replace(response("b", "length", 2), logprobs=(-2.0, -2.0))])
+    assert [w > 0 for w in stop.value.value.weights] == [True, False, False, False]
+    assert stop.value.value.response.text == "a=1", "below e^-1, the bar of the one that did not fail"
+
+
+def test_what_is_broken_off_or_unparsed_never_wins_however_sure_it_is():
+    paths = [("a=1", [-3.0] * 4), ("b", [0.0] * 4), ("c=2", [-4.0] * 4)]
+    for keep in (0.1, 0.9):
+        _, answer = online(paths, 3, 3, keep=keep, window=2)
+        assert answer.response.text == "a=1"
+
+
+def test_options_have_the_published_values():
+    offline, live = (inspect.signature(strategy).parameters for strategy in (deepconf, deepconf_online))
+    assert [offline[name].default for name in ("measure", "keep", "window")] == ["tail", 0.1, 2048]
+    assert [live[name].default for name in ("warmup", "keep", "window", "consensus")] == [16, 0.1, 2048, 0.95]
 
 
 def test_a_warm_up_of_nothing_sets_no_bar():

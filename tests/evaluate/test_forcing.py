@@ -192,6 +192,14 @@ def test_what_was_finished_before_an_endless_extension_answers():
     assert result.answer.response.text == "x" and len(result.answer.pool) == 2
 
 
+def test_a_model_that_ends_again_at_once_loses_no_answer():
+    """Told to go on it says nothing more, and from the words put alone no answer can be read."""
+    for more, said in (("+=", "=1"), ("+", "=1++")):
+        [result] = forced(3, lambda text: {"": 1.0} if text else {"=1": 1.0}, more=more)
+        assert result.answer.response.text == said and len(result.answer.pool) == 3
+        assert result.answer.why == "2 ends ignored" and result.cost.generated == 2 + 1 + 1
+
+
 def test_on_a_real_engine_the_words_are_read_as_tokens():
     engine = tiny.engine(eos=False)
     heard = problem(max_tokens=24)

@@ -236,6 +236,28 @@ def test_votes_of_pairs_are_counted_in_each_order_before_the_orders_are_compared
     assert judged(["=1", "=2"], thinking(reach=0), form="pairwise", votes=3)[0] == [0.5, 0.5]
 
 
+def naming(q):
+    """A judge that names the response "=1" with probability q, wherever it stands."""
+
+    def law(prompt, text):
+        if "#" not in text:
+            return {"#": 1.0}
+        first = q if " a =1 " in prompt else 1 - q
+        return {" A": first, " B": 1 - first} if text.endswith("#") else {"": 1.0}
+
+    return law
+
+
+@pytest.mark.parametrize(("q", "votes"), [(0.5, 1), (0.8, 1), (0.8, 3)])
+def test_a_win_takes_both_orders_and_so_its_chance_is_squared(q, votes):
+    """A coin names the better one in both orders in a quarter of the pairs, not in half of them."""
+    named = q if votes == 1 else q**3 + 3 * q**2 * (1 - q)
+    options = {"form": "pairwise", "votes": votes, "soft": False}
+    found = [judged(["=1", "=2"], naming(q), replicate=r, **options)[0][0] for r in range(300)]
+    law = {1.0: named**2, 0.5: 2 * named * (1 - named), 0.0: (1 - named) ** 2}
+    assert p_value(found, law) > 1e-3
+
+
 @pytest.mark.parametrize("tournament", ["round_robin", "knockout"])
 def test_a_perfect_judge_of_pairs_is_an_oracle(tournament):
     better = [[float(i < j) if i != j else HALF for j in range(3)] for i in range(3)]

@@ -44,7 +44,6 @@ def test_temperatures_agree_if_each_is_sure_and_all_of_the_same(pools, answer):
 def test_agreement_of_most_is_enough_if_it_is_said_so():
     assert agreement(["1", "1", "2"], 0.8, 2 / 3) == "1" and agreement(["1", "1", "2"], 0.8, 0.7) is None
     assert agreement(["1", "1", "12"], 0.8, 2 / 3) is None  # one of them is not sure
-    assert agreement(["1", "1", "12"], 0.8, 2 / 3) is None  # one of them is not sure
 
 
 def warmed(program, said):
@@ -77,6 +76,23 @@ def test_agreement_ends_the_drawing_and_its_voters_are_told():
     assert answer.weights == (1.0, 0.0) + (1.0,) * 8 and answer.why == "agreed after 10 of 40 draws"
     assert len(warmed(multi_temperature(P, 40, rng(), (0.5, 1.0)), {0.5: "1", 1.0: "1"})[0]) == 1
     assert len(warmed(multi_temperature(P, 40, rng(), (0.5, 1.0), least=2), {0.5: "11", 1.0: "11"})[0]) == 2
+
+
+def test_what_has_no_answer_never_agrees_and_stands_in_the_way_of_a_share():
+    """Equal last lines are no votes; after a response without an answer four more of five must give it."""
+    silent = {0.5: [""] * 5, 1.0: [""] * 5}
+    rounds, answer = warmed(multi_temperature(P, 10, rng(), (0.5, 1.0)), silent)
+    assert len(rounds) == 5 and answer.why == "nobody voted"
+    late = {0.5: ["", *"11111"], 1.0: ["", *"11111"]}
+    rounds, answer = warmed(multi_temperature(P, 12, rng(), (0.5, 1.0)), late)
+    assert len(rounds) == 5 and answer.response.text == "0.5=1" and answer.why == "agreed after 10 of 12 draws"
+
+
+def test_a_response_that_was_cut_off_has_no_answer():
+    program = multi_temperature(P, 4, rng(), (0.5, 1.0))
+    next(program)
+    cut = [[response("=1", finish)] for finish in ("length", "eos")]
+    assert len(program.send(cut).programs) == 2
 
 
 @pytest.mark.parametrize(

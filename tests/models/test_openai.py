@@ -1,12 +1,12 @@
 import itertools
 import time
-from math import exp
+from math import exp, inf, log
 
 import pytest
 from stub_server import END, LOGPROB, Stub, piece, spell
 
 from extratime.models.engines.openai import _HELLO, Endpoint, OpenAIEngine
-from extratime.models.engines.servers import SERVERS, align
+from extratime.models.engines.servers import SERVERS, Unanswerable, align, probabilities
 from extratime.models.engines.wire import _wait
 from extratime.models.request import Completion, Draw, Drawn, Failure, Probe, Prompt, Read, Sampling, Score, Work
 
@@ -226,6 +226,25 @@ def test_probe_reads_target_probabilities(kind, engine_for):
         missing = one(engine, Probe(asked, "?", ("Maybe",)))
         assert isinstance(missing, Failure) and "Maybe" in missing.error and "3 most likely" in missing.error
         assert engine.seconds["prefill"] > 0
+
+
+@pytest.mark.parametrize(
+    ("told", "yes", "no"),
+    [
+        ({" No": 0.9, "a": 0.06, "b": 0.03}, 0.01, 0.9),  # what is left
+        ({" No": 0.9, "a": 0.004}, 0.004, 0.9),  # no more than the least told
+        ({" Yes": 0.7, "a": 0.31}, 0.7, 0.0),  # rounded up by the server
+        ({" Yes": 0.0, " No": 0.5}, 0.0, 0.5),  # zero is told, too
+    ],
+)
+def test_a_verdict_that_a_sure_judge_leaves_no_place_has_what_is_left(told, yes, no):
+    tops = {token: log(p) if p else -inf for token, p in told.items()}
+    choice = {"text": "x", "finish_reason": "length", "logprobs": {"top_logprobs": [tops]}}
+    reply = {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
+    values, _ = probabilities(SERVERS["vllm"], (" Yes", " No"), reply)
+    assert values == pytest.approx((yes, no))
+    with pytest.raises(Unanswerable, match="most likely"):
+        probabilities(SERVERS["vllm"], ("Maybe", "So"), reply)
 
 
 def test_probe_of_text_asks_in_text(engine_for):
