@@ -14,12 +14,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from mrt import RECIPES, Arm, prefixes, ratio, reach, rollouts
+from mrt import RECIPES, Arm, accuracies, beside, prefixes, rollouts
 from scratch import build
 from steps import call
-from table import at_least, at_most, row, show
-
-from extratime.evaluate import stats
+from table import row, show
 
 ARMS = {"grpo": 0.0, "branches": 1.0}
 """With alpha, the weight of progress."""
@@ -27,7 +25,6 @@ ARMS = {"grpo": 0.0, "branches": 1.0}
 
 LETTERS = "0123456789+-= \nSigns:Wait,Answeryo"
 LONGEST = 144
-BUDGETS = LONGEST / 4, LONGEST / 2, LONGEST
 
 
 def warm_up(args):
@@ -73,23 +70,11 @@ class Seeds:
 
 def rows(args):
     arms = {name: Seeds([Arm(args.folder / "test" / f"{name}-{s}") for s in args.seeds]) for name in ARMS}
-    arms = {"warm_up": Arm(args.folder / "test/warm_up"), **arms}
-    grpo, mrt, rng = arms["grpo"], arms["branches"], np.random.default_rng(0)
+    start = Arm(args.folder / "test/warm_up")
     for name in ARMS:
         yield row(f"tokens of a rollout in training, {name}", drawn(args, name))
-    for name, arm in arms.items():
-        note = f"{np.mean(arm.tokens()):.1f} tokens, nR {np.mean(arm.regret(BUDGETS)):.3f}"
-        yield row(f"accuracy of a whole trace, {name}", np.mean(arm.accuracy()), note=note)
-    value, low, high = ratio(mrt.tokens(), grpo.tokens(), rng)
-    yield at_most("mean tokens, MRT ÷ GRPO", value, 0.8, f"[{low:.3f}, {high:.3f}]")
-    gap = stats.paired_difference(mrt.accuracy(), grpo.accuracy(), rng)
-    yield at_least("accuracy, MRT − GRPO", gap.value, -0.02, f"[{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.4f}")
-    yield reach(mrt, grpo, "MRT ÷ GRPO", LONGEST)
-    value, low, high = ratio(mrt.regret(BUDGETS), grpo.regret(BUDGETS), rng)
-    yield at_most("normalised regret, MRT ÷ GRPO", value, 1.05, f"[{low:.3f}, {high:.3f}]; a win below 1")
-    share = {name: np.divide(*np.mean(arm.redundant(), axis=0)) for name, arm in arms.items()}
-    note = f"{share['branches']:.3f} against {share['grpo']:.3f}; warm-up {share['warm_up']:.3f}"
-    yield at_most("attempts after a right one, MRT ÷ GRPO", share["branches"] / share["grpo"], 0.7, note)
+    yield from accuracies({"warm_up": start, **arms}, LONGEST)
+    yield from beside("MRT ÷ GRPO", arms["branches"], arms["grpo"], start, LONGEST, np.random.default_rng(0))
 
 
 def arguments():

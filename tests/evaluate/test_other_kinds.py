@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from countdown import moves
 from played import P, play, response, rng, scored
 from toy import ToyEngine, ended, problem, run, told
 
@@ -297,16 +298,6 @@ def test_equal_sub_tasks_are_separate_draws_and_keep_their_places():
 
 
 # --- Countdown with three numbers: gold traces through the runtime
-
-
-def moves(numbers):
-    """Each way to make one number of two: (words, what is left), in order."""
-    for i, j in itertools.combinations(range(len(numbers)), 2):
-        a, b = sorted((numbers[i], numbers[j]), reverse=True)
-        rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
-        made = {"+": a + b, "*": a * b, "-": a - b} | ({"/": a // b} if b and a % b == 0 else {})
-        for sign, value in made.items():
-            yield f"{a}{sign}{b}:{value}", [value, *rest]
 
 
 def solved(numbers, target):

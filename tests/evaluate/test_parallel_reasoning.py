@@ -1,26 +1,16 @@
 """Spawning against thinking in one line: Countdown in a window of 192 tokens, and who counts for what."""
 
 import functools
-import itertools
 import random
 
 import pytest
+from countdown import moves
 from toy import ToyEngine, ended, problem, run
 
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.strategies.parallel_reasoning import parallel_reasoning
 
 WINDOW, PUZZLES = 192, 200
-
-
-def moves(numbers):
-    """Each way to make one number of two: (words, what is left), in order."""
-    for i, j in itertools.combinations(range(len(numbers)), 2):
-        a, b = sorted((numbers[i], numbers[j]), reverse=True)
-        rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
-        made = {"+": a + b, "*": a * b, "-": a - b} | ({"/": a // b} if b and a % b == 0 else {})
-        for sign, value in made.items():
-            yield f"{a}{sign}{b}:{value}", [value, *rest]
 
 
 def searched(numbers, target):
