@@ -25,7 +25,7 @@ def tally(votes: Sequence[Hashable | None], weights: Sequence[float]) -> dict[Ha
     """Sum of weights by answer, in order of first appearance.
 
     Weights must be finite and at least 0, save that -inf and NaN count as 0. If all weights are zero every vote counts
-    one (metrics card: all-zero weights → unweighted).
+    one, since all-zero weights say nothing.
 
     Raises:
         ValueError: a negative or infinite weight.

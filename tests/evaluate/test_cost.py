@@ -147,7 +147,7 @@ def test_filter_and_subtrees_cost_what_beam_search_costs():
 
 
 def test_first_finish_pays_for_those_that_it_abandons():
-    """Lengths 5, 7 and 9: the chain is 5 long, and 15 tokens are read, not 5 (card, acceptance 3)."""
+    """Lengths 5, 7 and 9: the chain is 5 long, and 15 tokens are read, not 5."""
     lengths = iter((5, 7, 9))
 
     class Set(ToyEngine):
@@ -238,7 +238,7 @@ def test_the_ledger_keeps_roles_apart():
     assert ledger.total() == Work(111, 222, 9, 12, 15) and ledger.total(["judge"]) == Work()
 
 
-# --- FLOPs, bytes and seconds (Kinetics card)
+# --- FLOPs, bytes and seconds (Kinetics)
 
 QWEN3_06B = Shape(parameters=752_000_000, layers=28, heads=16, kv_heads=8, head_dim=128)
 QWEN3_32B = Shape(parameters=32_760_000_000, layers=64, heads=64, kv_heads=8, head_dim=128)

@@ -85,7 +85,7 @@ def test_the_model_has_learned_its_laws(engine, prompt, path):
 
 
 def test_the_order_of_writing_decides_what_is_found(engine):
-    """Card toy: P(3,0) = 0.4, P(1,1) = P(2,1) = 0.3. Left to right finds the first, any order one of the others."""
+    """P(3,0) = 0.4, P(1,1) = P(2,1) = 0.3. Left to right finds the first, any order one of the others."""
     assert drawn(engine, "4", LAW.in_blocks(1)) == ["307"]
     assert drawn(engine, "4", LAW.in_blocks(2))[0] in ("117", "217")
     for block, prompt in WRONG.items():

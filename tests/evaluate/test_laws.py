@@ -134,7 +134,7 @@ def test_a_threshold_out_of_reach_is_best_of_n():
 # --- lengths and answers together
 
 TRACES = {(3, "1"): 0.3 * 0.8, (3, "2"): 0.3 * 0.2, (5, "1"): 0.7 * 0.3, (5, "2"): 0.7 * 0.7}
-"""Two lengths (card, acceptance 1): short with probability 0.3 and then right in 0.8, long and right in 0.3."""
+"""Two lengths: short with probability 0.3 and then right in 0.8, long and right in 0.3."""
 
 
 def trace(text):
@@ -156,7 +156,7 @@ def test_first_finish_has_the_law_of_a_vote_of_the_shortest(n, k, chunk):
 
 
 def test_first_finish_by_hand():
-    """With at most two responses a tie changes nothing: 0.8·(1 − 0.7²) + 0.3·0.7² = 0.555 (card)."""
+    """With at most two responses a tie changes nothing: 0.8·(1 − 0.7²) + 0.3·0.7² = 0.555."""
 
     def rule(outcome):
         return elected([answer for length, answer in outcome if length == min(outcome)[0]])

@@ -93,10 +93,14 @@ def test_scores_that_say_nothing_leave_the_first_draw(value):
 
 
 @pytest.mark.slow
-def test_it_climbs_the_chain_higher_than_as_many_draws():
-    climbed, drawn = (accuracy(walked(s, 8, chain(0.7, wordings=50), 200, verify=sees(3, 0.5)))
-                      for s in (zero_order_search, best_of_n))  # fmt: skip
-    assert climbed >= drawn + 0.05
+def test_it_climbs_the_chain_but_less_than_as_many_draws_do():
+    """A step that went wrong early is mended only where a neighbour begins before it."""
+    law = chain(0.7, wordings=50)
+    climbed, drawn, first = (
+        accuracy(walked(s, n, law, 200, verify=sees(3, 0.5)))
+        for s, n in ((zero_order_search, 8), (best_of_n, 8), (zero_order_search, 1))
+    )
+    assert first + 0.2 <= climbed <= drawn
 
 
 @pytest.mark.slow
