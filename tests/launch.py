@@ -59,6 +59,7 @@ def _inside(log, env, function, args):
     os.dup2(words, 2)
     sys.stdout = sys.stderr = os.fdopen(words, "w", buffering=1)
     os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins deaf to it
     # What was imported is never freed: the trainer's collection need not look at it.
     gc.freeze()
     function(*args)
