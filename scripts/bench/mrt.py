@@ -101,7 +101,8 @@ class Arm:
         for record in lines(folder / "forced/prefixes.jsonl"):
             if record["j"] == 0:
                 self.curves[record["problem"]].append([])
-            self.curves[record["problem"]][-1].append((record["tokens"], record["success"]))
+            curve = self.curves[record["problem"]][-1]  # answers differ in length, so a short episode may end earlier
+            curve.append((max(record["tokens"], curve[-1][0] if curve else 0), record["success"]))
 
     def accuracy(self):
         return [np.mean([draw["reward"] for draw in own]) for own in self.draws.values()]
