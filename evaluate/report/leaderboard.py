@@ -147,7 +147,7 @@ def _missing(run: Run, task: str) -> dict[Key, int]:
 def _row(task: str, key: Key, group: Group, missing: int, machine: Machine, resamples: int) -> Row:
     flat = [r for replicates in group.values() for r in replicates]
     metrics = {r.metric for r in flat}
-    accuracy = stats.clustered_ci(_values(group), _rng(), resamples)
+    accuracy = stats.clustered_ci(values(group), _rng(), resamples)
     total = sum((r.cost for r in flat), Cost())
     right = sum(r.value for r in flat)
     mean = _means(group)
@@ -197,7 +197,8 @@ def _priced(row: Row, mean: Callable[[Callable[[Cost], float]], float], machine:
     return row
 
 
-def _values(group: Group, of: Callable[[Result], float] = lambda r: r.value) -> list[list[float]]:
+def values(group: Group, of: Callable[[Result], float] = lambda r: r.value) -> list[list[float]]:
+    """A number of each result, by question and replicate: its score unless told otherwise."""
     return [[of(r) for r in replicates] for replicates in group.values()]
 
 
@@ -219,7 +220,7 @@ def _against(row: Row, group: Group, base: Group, resamples: int) -> Row:
     if not both:
         return row
     ours, theirs = ({q: side[q] for q in both} for side in (group, base))
-    d = stats.paired_difference(_values(ours), _values(theirs), _rng(), resamples)
+    d = stats.paired_difference(values(ours), values(theirs), _rng(), resamples)
     return replace(
         row,
         paired=len(both),
@@ -227,7 +228,7 @@ def _against(row: Row, group: Group, base: Group, resamples: int) -> Row:
         difference_low=d.low,
         difference_high=d.high,
         p=d.p,
-        p_mcnemar=_mcnemar(_values(ours), _values(theirs)),
+        p_mcnemar=_mcnemar(values(ours), values(theirs)),
     )
 
 
@@ -246,8 +247,8 @@ def _on_frontier(rows: dict[Key, Row], groups: Mapping[Key, Group], resamples: i
     if not shared:
         return rows
     alike = {k: {q: groups[k][q] for q in shared} for k in keys}
-    cost = np.array([stats.question_means(_values(alike[k], lambda r: float(r.cost.decoded))) for k in keys])
-    quality = np.array([stats.question_means(_values(alike[k])) for k in keys])
+    cost = np.array([stats.question_means(values(alike[k], lambda r: float(r.cost.decoded))) for k in keys])
+    quality = np.array([stats.question_means(values(alike[k])) for k in keys])
     on = set(compare.pareto_frontier(cost.mean(axis=1), quality.mean(axis=1)))
     share = compare.frontier_inclusion(cost, quality, _rng(), resamples)
     placed = {k: replace(rows[k], frontier=i in on, frontier_share=float(share[i])) for i, k in enumerate(keys)}

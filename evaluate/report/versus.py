@@ -13,14 +13,15 @@ the two columns of p-values is corrected by Holm's method over its rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from extratime.evaluate import compare, stats
-from extratime.evaluate.report.leaderboard import ALL, Group, Key, cells, one_sample
+from extratime.evaluate.report.leaderboard import ALL, Group, Key, cells, one_sample, values
 from extratime.evaluate.report.read import Run
 
 REFERENCE = "self_consistency"
@@ -55,7 +56,7 @@ class Versus:
 
 @dataclass(frozen=True, slots=True)
 class _Vote:
-    """The vote at one budget: accuracy by question, shape (Q,), and its mean tokens."""
+    """A cell of the grid, mostly the vote at one budget: accuracy by question, shape (Q,), and mean tokens."""
 
     budget: int
     right: stats.Array
@@ -80,26 +81,44 @@ def _of_task(run: Run, task: str, groups: Mapping[Key, Group], resamples: int) -
     reference = min((label for label, _ in groups if run.name(label) == REFERENCE), default=None)
     votes = {key: group for key, group in groups.items() if key[0] == reference}
     rest = [key for key in groups if key not in votes and not one_sample(run, key)] if votes else []
-    rows = [_row(task, key, groups[key], votes, resamples) for key in rest]
-    rows = [row for row in rows if not math.isnan(row.equal_budget) or not math.isnan(row.equal_tokens)]
+    known = cache(partial(_votes, votes))
+    rows = [row for key in rest if (row := _row(task, key, groups[key], votes, known, resamples))]
     for name in ("equal_budget", "equal_tokens"):
         rows = _corrected(rows, f"{name}_p_holm")
     return rows
 
 
-def _row(task: str, key: Key, group: Group, votes: Mapping[Key, Group], resamples: int) -> Versus:
-    both = [question for question in group if all(question in vote for vote in votes.values())]
-    tokens, right = _tokens(group, both), _right(group, both)
-    row = Versus(task, *key, tokens, len(both))
-    known = [_Vote(budget, _right(vote, both), _tokens(vote, both)) for (_, budget), vote in votes.items()]
-    known.sort(key=lambda vote: vote.tokens)
-    same = next((vote.right for vote in known if vote.budget == key[1]), None)
-    for name, theirs in (("equal_budget", same), ("equal_tokens", at_tokens(known, tokens))):
-        if theirs is not None and both:
-            d = stats.paired_difference(right, theirs, np.random.default_rng(0), resamples)
-            told: dict[str, Any] = {name: d.value, f"{name}_low": d.low, f"{name}_high": d.high, f"{name}_p_holm": d.p}
-            row = replace(row, **told)
-    return row
+def _row(
+    task: str,
+    key: Key,
+    group: Group,
+    votes: Mapping[Key, Group],
+    known: Callable[[tuple[tuple[str, str], ...]], list[_Vote]],
+    resamples: int,
+) -> Versus | None:
+    """A cell beside the vote; None where neither budget nor tokens can be compared."""
+    both = tuple(question for question in group if all(question in vote for vote in votes.values()))
+    if not both:
+        return None
+    own = _on(group, both, key[1])
+    same = next((vote.right for vote in known(both) if vote.budget == key[1]), None)
+    told: dict[str, Any] = {}
+    for name, theirs in (("equal_budget", same), ("equal_tokens", at_tokens(known(both), own.tokens))):
+        if theirs is not None:
+            d = stats.paired_difference(own.right, theirs, np.random.default_rng(0), resamples)
+            told |= {name: d.value, f"{name}_low": d.low, f"{name}_high": d.high, f"{name}_p_holm": d.p}
+    return Versus(task, *key, own.tokens, len(both), **told) if told else None
+
+
+def _votes(votes: Mapping[Key, Group], questions: Sequence[tuple[str, str]]) -> list[_Vote]:
+    """The vote at all its budgets on these questions, by mean tokens."""
+    return sorted((_on(group, questions, budget) for (_, budget), group in votes.items()), key=lambda v: v.tokens)
+
+
+def _on(group: Group, questions: Sequence[tuple[str, str]], budget: int) -> _Vote:
+    part = {question: group[question] for question in questions}
+    tokens = stats.question_means(values(part, lambda r: float(r.cost.decoded)))
+    return _Vote(budget, stats.question_means(values(part)), float(tokens.mean()))
 
 
 def at_tokens(votes: Sequence[_Vote], tokens: float) -> stats.Array | None:
@@ -114,15 +133,6 @@ def at_tokens(votes: Sequence[_Vote], tokens: float) -> stats.Array | None:
             share = (tokens - low.tokens) / (high.tokens - low.tokens) if high.tokens > low.tokens else 0.0
             return (1 - share) * low.right + share * high.right
     return None
-
-
-def _right(group: Group, questions: Sequence[tuple[str, str]]) -> stats.Array:
-    return np.array([np.mean([r.value for r in group[question]]) for question in questions])
-
-
-def _tokens(group: Group, questions: Sequence[tuple[str, str]]) -> float:
-    means = [np.mean([r.cost.decoded for r in group[question]]) for question in questions]
-    return float(np.mean(means)) if means else math.nan
 
 
 def _corrected(rows: Sequence[Versus], name: str) -> list[Versus]:
