@@ -117,16 +117,20 @@ def _trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=states or None)
 
 
+def _candidates(study: optuna.Study, *states: TrialState) -> set[str]:
+    """Digests of the different candidates of the trials in these states."""
+    return {digest(trial.user_attrs["candidate"]) for trial in _trials(study, *states)}
+
+
 def counted(study: optuna.Study) -> tuple[int, int]:
     """Different candidates that ran, and those whose options could not be."""
-    ended = [{digest(trial.user_attrs["candidate"]) for trial in _trials(study, state)} for state in ENDED]
-    return len(ended[0] | ended[1]), len(ended[2])
+    ran = _candidates(study, TrialState.COMPLETE, TrialState.PRUNED)
+    return len(ran), len(_candidates(study, TrialState.FAIL))
 
 
 def _left(study: optuna.Study, trials: int) -> int:
     """How many different candidates are still to be tried; none where proposals come to nothing new any more."""
-    done = _trials(study, *ENDED)
-    return trials - len({digest(trial.user_attrs["candidate"]) for trial in done}) if len(done) < 4 * trials else 0
+    return trials - len(_candidates(study, *ENDED)) if len(_trials(study, *ENDED)) < 4 * trials else 0
 
 
 def _proposed(study: optuna.Study, space: Mapping[str, Any], n: int, seed: int) -> Iterator[tuple[Trial, Candidate]]:
