@@ -83,6 +83,7 @@ def test_a_verifier_at_its_edges():
 def test_what_is_accepted_late_is_worse_over_kinds_and_not_within_one():
     falling = [precision_at(MIX, k) for k in range(1, 9)]
     assert falling == sorted(falling, reverse=True) and falling[0] - falling[-1] > 0.1
+    assert falling[0] == pytest.approx(right_by(MIX, 1) / (right_by(MIX, 1) + fooled_by(MIX, 1)))
     for kind in MIX:
         assert {round(precision_at([kind], k), 12) for k in range(1, 9)} == {round(precision_at([kind], 1), 12)}
 
