@@ -86,8 +86,9 @@ def fit(points: Mapping[int, float], variances: Mapping[int, float] | None = Non
     if variances:
         spread = np.array([variances[k] for k in sorted(points)])
         w = 1 / np.maximum(spread, max(spread.max() * 1e-6, 1e-12))
-    losses = [_loss(rate, n, y, w) for rate in _RATES]
-    i = int(np.argmin(losses))
+    g = -np.expm1(-_RATES[:, None] * n)
+    ceilings = np.clip((w * g) @ y / (w * g**2).sum(axis=1), 0, 1)
+    i = int(np.argmin((w * (y - ceilings[:, None] * g) ** 2).sum(axis=1)))
     ends = (_RATES[max(0, i - 1)], _RATES[min(len(_RATES) - 1, i + 1)])
     rate = minimize_scalar(_loss, bounds=ends, args=(n, y, w), method="bounded", options={"xatol": 1e-10}).x
     return Saturation(_ceiling(rate, n, y, w), -math.expm1(-rate))
