@@ -16,8 +16,9 @@ import numpy as np
 from extratime.evaluate import stats
 from extratime.evaluate.crossover import Cells, crossover, multiplier_interval
 from extratime.evaluate.report.leaderboard import ALL, Group, Key, cells, one_sample, plain, values
-from extratime.evaluate.report.pools import FITS, Pool, largest
-from extratime.evaluate.report.read import Result, Run
+from extratime.evaluate.report.pools import FITS, Pool, Pools, largest
+from extratime.evaluate.report.read import Run
+from extratime.evaluate.report.reviews import Reviewed, TrueAtK, read_reviews, reviewed, true_at_k
 from extratime.evaluate.report.versus import REFERENCE
 
 
@@ -68,6 +69,8 @@ class Limits:
 
     draws: tuple[Draws, ...] = ()
     matches: tuple[Match, ...] = ()
+    reviewed: tuple[Reviewed, ...] = ()
+    true_at_k: tuple[TrueAtK, ...] = ()
 
 
 def limits(run: Run, resamples: int = 10_000) -> Limits:
@@ -78,17 +81,23 @@ def limits(run: Run, resamples: int = 10_000) -> Limits:
         resamples: of every bootstrap.
     """
     tasks = list(dict.fromkeys(r.task for r in run.results))
+    reviews = read_reviews(run.folder, run.responses)
     draws: list[Draws] = []
     matches: list[Match] = []
+    checked: list[Reviewed] = []
+    true: list[TrueAtK] = []
     for task in tasks if len(tasks) == 1 else [ALL, *tasks]:
         results = [r for r in run.results if task in (r.task, ALL)]
-        draws += _draws(task, run, results)
-        matches += _matches(task, run, cells(results), min(resamples, FITS))
-    return Limits(tuple(draws), tuple(matches))
+        groups, pools = cells(results), largest([r for r in results if plain(run, r.strategy)], run.responses)
+        draws += _draws(task, pools)
+        matches += _matches(task, run, groups, min(resamples, FITS))
+        if reviews:
+            checked += reviewed(task, groups, reviews, resamples)
+            true += true_at_k(task, pools, reviews)
+    return Limits(tuple(draws), tuple(matches), tuple(checked), tuple(true))
 
 
-def _draws(task: str, run: Run, results: Sequence[Result]) -> list[Draws]:
-    pools = largest([r for r in results if plain(run, r.strategy)], run.responses)
+def _draws(task: str, pools: Pools) -> list[Draws]:
     repeated = [pool for pool in pools.values() if len(pool.responses) > 1]
     if not repeated:
         return []

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from extratime.evaluate.report import reviews
 from extratime.evaluate.report.leaderboard import Row
 from extratime.evaluate.report.limits import Draws, Limits, Match
 from extratime.evaluate.report.pools import AtK, Enough, Ranking
 from extratime.evaluate.report.read import Run
+from extratime.evaluate.report.reviews import Reviewed
 from extratime.evaluate.report.versus import Versus
 from extratime.evaluate.report.words import p_value, percent, short, times
 
@@ -22,6 +24,7 @@ WIDTH = 120
 BESIDE = ("beside self-consistency", "budget", "tokens", "at its budget", "Holm p", "at its tokens", "Holm p")
 HEAD = ("strategy", "budget", "accuracy %", "tokens", "FLOPs", "seconds", "vs. one sample", "Holm p")
 PLATEAU = ("to match the vote at its best", "its accuracy %", "its tokens", "tokens", "times", "gain")
+REVIEWED = ("right answers, reviewed", "budget", "reviewed", "wrong work %", "accuracy %", "valid %")
 DRAWS = "Tokens of a draw: {} (right {}, not right {}); of one prompt's draws they vary by {} %."
 NOTES = """\
 Accuracy and differences (percentage points) with 95 % intervals from resampling whole questions; tokens generated,
@@ -53,7 +56,9 @@ def as_json(
             "verifiers": [asdict(x) for x in rankings],
             "enough": [asdict(x) for x in bends],
             "draws": [asdict(x) for x in limits.draws],
+            "true_at_k": [asdict(x) for x in limits.true_at_k],
         },
+        "reviewed": [asdict(x) for x in limits.reviewed],
         "warnings": list(run.warnings),
         "missing": [dict(zip(("task", "cell", "problem"), gone, strict=True)) for gone in run.missing],
         "failed": [
@@ -128,6 +133,9 @@ def as_markdown(
         known = [[x for x in said if x.task == task] for said in (at_k, rankings, bends)]
         parts.append(_pools(*known))
         parts += [_wrapped(DRAWS.format(*_drawn(x))) for x in limits.draws if x.task == task]
+        curve = reviews.said([x for x in limits.true_at_k if x.task == task])
+        parts.append(_wrapped(curve) if curve else "")
+        parts.append(_reviewed([x for x in limits.reviewed if x.task == task]))
         parts.append(_beside([x for x in beside if x.task == task]))
         parts.append(_plateau([x for x in limits.matches if x.task == task]))
     ones = list(dict.fromkeys(f"{row.strategy} at budget 1" for row in rows if row.baseline))
@@ -205,6 +213,22 @@ def _beside(rows: Sequence[Versus]) -> str:
         for row in rows
     ]
     return table(BESIDE, lines) if lines else ""
+
+
+def _reviewed(rows: Sequence[Reviewed]) -> str:
+    """Right answers after their work was checked."""
+    lines = [
+        [
+            row.strategy,
+            str(row.budget),
+            str(row.reviewed),
+            percent(row.rate, row.low, row.high),
+            percent(row.accuracy),
+            percent(row.true),
+        ]
+        for row in rows
+    ]
+    return table(REVIEWED, lines) if lines else ""
 
 
 def _plateau(rows: Sequence[Match]) -> str:
