@@ -64,7 +64,7 @@ class Kind:
         """Expected attempts of at most so many: Σ_{k<K} β^k."""
         if self.rejected >= 1:
             return attempts
-        return (1 - self.rejected**attempts) / (1 - self.rejected)
+        return float((1 - self.rejected**attempts) / (1 - self.rejected))
 
 
 def right_by(kinds: Sequence[Kind], attempts: float) -> float:

@@ -43,7 +43,7 @@ class Saturation:
 
     def at(self, n: float) -> float:
         """F(n)."""
-        return self.ceiling * (1 - (1 - self.p) ** n)
+        return float(self.ceiling * (1 - (1 - self.p) ** n))
 
     def gain(self, n: int) -> float:
         """What sample n + 1 adds."""
@@ -90,7 +90,7 @@ def fit(points: Mapping[int, float], variances: Mapping[int, float] | None = Non
     ceilings = np.clip((w * g) @ y / (w * g**2).sum(axis=1), 0, 1)
     i = int(np.argmin((w * (y - ceilings[:, None] * g) ** 2).sum(axis=1)))
     ends = (_RATES[max(0, i - 1)], _RATES[min(len(_RATES) - 1, i + 1)])
-    rate = minimize_scalar(_loss, bounds=ends, args=(n, y, w), method="bounded", options={"xatol": 1e-10}).x
+    rate = float(minimize_scalar(_loss, bounds=ends, args=(n, y, w), method="bounded", options={"xatol": 1e-10}).x)
     return Saturation(_ceiling(rate, n, y, w), -math.expm1(-rate))
 
 
@@ -101,7 +101,7 @@ def _loss(rate: float, n: Array, y: Array, w: Array) -> float:
 def _ceiling(rate: float, n: Array, y: Array, w: Array) -> float:
     """The best F_max in [0, 1] at a given p."""
     g = -np.expm1(-rate * n)
-    return float(min(1.0, max(0.0, (w * g) @ y / ((w * g) @ g))))
+    return float(np.clip((w * g) @ y / ((w * g) @ g), 0, 1))
 
 
 def from_two(n: int, at_n: float, at_twice: float) -> Saturation | None:

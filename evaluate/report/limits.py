@@ -143,10 +143,15 @@ def _match(
         return []
     whole = np.ones(len(shared))
     met = crossover(theirs.frontier(whole), own.frontier(whole))
-    ends = multiplier_interval(theirs, own, np.random.default_rng(0), resamples)
+    low, high = multiplier_interval(theirs, own, np.random.default_rng(0), resamples)
     gain = float(own.frontier(whole).accuracy[-1]) - met.plateau
-    numbers = [x if math.isfinite(x) else math.nan for x in (met.matches, met.multiplier, *ends)]
-    return [Match(task, label, met.plateau, met.saturates, *numbers, gain)]
+    ratio = [_within(x) for x in (met.multiplier, low, high)]
+    return [Match(task, label, met.plateau, met.saturates, _within(met.matches), ratio[0], ratio[1], ratio[2], gain)]
+
+
+def _within(x: float) -> float:
+    """NaN for what lies beyond all budgets."""
+    return x if math.isfinite(x) else math.nan
 
 
 def _cells(groups: Sequence[Group], questions: Sequence[tuple[str, str]]) -> Cells:

@@ -130,8 +130,8 @@ def as_markdown(
         metric = "" if mine[0].metric == "mixed" else f", {mine[0].metric}"
         parts.append(f"## {_clean(task)} ({max(row.questions for row in mine)} problems{metric})\n")
         parts.append(_leaderboard(mine))
-        known = [[x for x in said if x.task == task] for said in (at_k, rankings, bends)]
-        parts.append(_pools(*known))
+        bent = [x for x in bends if x.task == task]
+        parts.append(_pools([x for x in at_k if x.task == task], [x for x in rankings if x.task == task], bent))
         parts += [_wrapped(DRAWS.format(*_drawn(x))) for x in limits.draws if x.task == task]
         curve = reviews.said([x for x in limits.true_at_k if x.task == task])
         parts.append(_wrapped(curve) if curve else "")
