@@ -47,6 +47,7 @@ class Enough:
         ceiling, p: of the fit; NaN where more samples do not help.
         enough: least N whose next sample adds at most one point; NaN where more samples do not help.
         low, high: its 95 % interval from resampling questions.
+        misfit: greatest distance of a measured point from the fit; where it is large the curve is none of these.
     """
 
     task: str
@@ -57,6 +58,7 @@ class Enough:
     enough: float
     low: float
     high: float
+    misfit: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,16 +214,18 @@ def _bend(task: str, kind: str, verifier: str, values: Mapping[int, Sequence[flo
     if kind == "worst" or len(whole) < 3 or questions < 2:
         return []
     spread = {k: float(each.var(ddof=1)) / questions for k, each in whole.items()}
-    curve = fit({k: float(each.mean()) for k, each in whole.items()}, spread)
+    means = {k: float(each.mean()) for k, each in whole.items()}
+    curve = fit(means, spread)
     if curve is None:
-        return [Enough(task, kind, verifier, *[math.nan] * 5)]
+        return [Enough(task, kind, verifier, *[math.nan] * 6)]
     draws = []
     for counts in stats.resampled(questions, min(resamples, FITS), np.random.default_rng(0)):
         for row in counts / questions:
             drawn = fit({k: min(1.0, float(row @ each)) for k, each in whole.items()}, spread)
             draws.append(drawn.enough(POINT) if drawn else 1)
     ends = stats.percentiles(np.array(draws, dtype=float), questions)
-    return [Enough(task, kind, verifier, curve.ceiling, curve.p, curve.enough(POINT), *ends)]
+    misfit = max(abs(curve.at(k) - mean) for k, mean in means.items())
+    return [Enough(task, kind, verifier, curve.ceiling, curve.p, curve.enough(POINT), *ends, misfit)]
 
 
 def _ranking(task: str, verifier: str, pools: Pools, resamples: int) -> Ranking:

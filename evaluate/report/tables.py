@@ -14,7 +14,7 @@ from typing import Any
 from extratime.evaluate.report import reviews
 from extratime.evaluate.report.leaderboard import Row
 from extratime.evaluate.report.limits import Draws, Limits, Match
-from extratime.evaluate.report.pools import AtK, Enough, Ranking
+from extratime.evaluate.report.pools import POINT, AtK, Enough, Ranking
 from extratime.evaluate.report.read import Run
 from extratime.evaluate.report.reviews import Reviewed
 from extratime.evaluate.report.versus import Versus
@@ -30,7 +30,8 @@ NOTES = """\
 Accuracy and differences (percentage points) with 95 % intervals from resampling whole questions; tokens generated,
 FLOPs and modelled seconds are means per problem. One sample: {baseline}. Holm p: sign-flip test over all rows.
 At its tokens: beside the two budgets of self-consistency whose mean tokens enclose the row's, in that proportion.
-Enough: samples after which the next adds at most one point, by a fit that ends too early where problems differ.
+Enough: samples after which the next adds at most one point, by a fit that ends too early where problems differ;
+~ where it misses what was measured by more than a point.
 Times: the tokens to match the vote's best accuracy by those that the vote takes to come within half a point of it;
 – where no budget does.
 """
@@ -178,7 +179,7 @@ def _incomplete(rows: Iterable[Row]) -> str:
 def _pools(at_k: Sequence[AtK], rankings: Sequence[Ranking], bends: Sequence[Enough]) -> str:
     """Accuracy of k samples of one pool: what any choice could reach, what a vote and each verifier do reach."""
     ks = sorted({x.k for x in at_k})[:9]
-    enough = {(x.kind, x.verifier): x.enough for x in bends}
+    enough = {(x.kind, x.verifier): "~" * (x.misfit > POINT) + short(x.enough) for x in bends}
     found = {(x.kind, x.verifier, x.k): x.value for x in at_k}
     names = dict.fromkeys((x.kind, x.verifier) for x in at_k)
     within = {("best", x.verifier): x.within for x in rankings}
@@ -186,7 +187,7 @@ def _pools(at_k: Sequence[AtK], rankings: Sequence[Ranking], bends: Sequence[Eno
         [
             verifier or f"{kind}@k",
             *(percent(found.get((kind, verifier, k), math.nan)) for k in ks),
-            short(enough.get((kind, verifier), math.nan)),
+            enough.get((kind, verifier), short(math.nan)),
             short(within.get((kind, verifier), math.nan)),
         ]
         for kind, verifier in names

@@ -27,6 +27,10 @@ def pooled(folder, counts, n, tokens=lambda draw, right: 4, answer=lambda right:
     return read(write(folder, records, responses))
 
 
+def report_of(folder):
+    return (report(folder).parent / "leaderboard.md").read_text()
+
+
 def test_when_samples_stop_paying_is_told_with_its_interval(tmp_path):
     """Solvable with probability .6, by one draw with .2: the twelfth draw is the last that adds a point."""
     noise = np.random.default_rng(3)
@@ -35,7 +39,8 @@ def test_when_samples_stop_paying_is_told_with_its_interval(tmp_path):
     bends = {x.kind: x for x in pool_statistics(run, 100)[2]}
     assert set(bends) == {"pass", "maj"} and bends["pass"].low <= 12 <= bends["pass"].high
     assert bends["pass"].p == pytest.approx(0.2, abs=0.03) and bends["pass"].ceiling == pytest.approx(0.6, abs=0.09)
-    assert abs(bends["pass"].enough - 12) <= 2
+    assert abs(bends["pass"].enough - 12) <= 2 and bends["pass"].misfit < 0.01
+    assert not any(line.startswith("| pass@k") and "~" in line for line in report_of(tmp_path).splitlines())
     assert math.isnan(bends["maj"].enough), "a vote of what is mostly wrong gets worse: it has no curve"
 
 
@@ -44,7 +49,8 @@ def test_where_questions_differ_the_fit_ends_too_early(tmp_path):
     run = pooled(tmp_path, noise.binomial(8, noise.beta(0.4, 0.8, 150)).tolist(), 8)
     bend = next(x for x in pool_statistics(run, 100)[2] if x.kind == "pass")
     truly = next(n for n in range(100) if law.at(n + 1) - law.at(n) <= 0.01)
-    assert bend.high < truly and bend.ceiling < law.at(64) - 0.05
+    assert bend.high < truly and bend.ceiling < law.at(64) - 0.05 and bend.misfit > 0.01
+    assert any(line.startswith("| pass@k") and "~" in line for line in report_of(tmp_path).splitlines())
 
 
 def test_two_points_or_one_question_have_no_bend(tmp_path):
