@@ -51,6 +51,25 @@ def test_the_best_number_of_attempts(wrong, best):
         assert curve[best:] == sorted(curve[best:], reverse=True) and curve[: best + 1] == sorted(curve[: best + 1])
 
 
+@pytest.mark.parametrize("wrong", [-0.5, -1.0, -1.5, -3.0])
+def test_over_three_kinds_value_rises_to_one_peak_and_falls(wrong):
+    kinds = (Kind(0.3, 0.9, 0.95, 0.9), Kind(0.4, 0.5, 0.8, 0.85), Kind(0.3, 0.05, 0.6, 0.7))
+    curve = [value(kinds, k, wrong) for k in range(60)]
+    best = curve.index(max(curve))
+    assert best_attempts(kinds, wrong) == best and 0 < best < 20
+    assert curve[: best + 1] == sorted(curve[: best + 1]) and curve[best:] == sorted(curve[best:], reverse=True)
+    draw = np.random.default_rng(2)
+    which = draw.choice(3, size=40_000, p=[kind.prior for kind in kinds])
+    laws = np.array([(kind.accepted, kind.fooled, kind.rejected) for kind in kinds])
+    worth = np.zeros(which.size)
+    for _ in range(best):
+        u = draw.random(which.size)
+        open_ = worth == 0
+        worth[open_ & (u < laws[which, 0])] = 1.0
+        worth[open_ & (u >= laws[which, 0]) & (u < laws[which, :2].sum(axis=1))] = wrong
+    assert abs(worth.mean() - curve[best]) <= 3 * worth.std() / 200
+
+
 def test_the_posterior_decides_whether_the_next_attempt_pays():
     """Of the kinds that are left after k − 1 rejections; K* is the last attempt that pays."""
     for wrong, cost in ((-0.7, 0.0), (-1, 0.0), (0.0, 0.2), (-0.7, 0.02)):
