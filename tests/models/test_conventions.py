@@ -218,6 +218,18 @@ def test_logits_that_count_the_steps_come_back_in_their_order(name, tmp_path):
     assert reply.values == pytest.approx([torch.tensor(float(t)).sigmoid().item() for t in range(1, len(STEPS) + 1)])
 
 
+@pytest.mark.parametrize("name", STEPWISE)
+def test_a_separator_that_never_occurs_makes_one_step_of_all(name, tmp_path):
+    """What particle filtering found best: the whole beginning is judged as one step."""
+    reward = opened(name, save(tmp_path, name), separator="<never>")
+    ids, ends = reward.how.read(QUESTION, CONVENTIONS[name].separator.join(STEPS))
+    said = tokenizer(name).decode(ids)
+    assert len(ends) == 1 and all(step in said for step in STEPS)
+    assert said.index(STEPS[-1]) < len(tokenizer(name).decode(ids[: ends[0] + 1]))
+    (reply,) = ask(RewardEngine(reward), CONVENTIONS[name].separator.join(STEPS))
+    assert len(reply.values) == 1
+
+
 @pytest.mark.parametrize("sure", [-3e4, 3e4])
 @pytest.mark.parametrize("name", STEPWISE)
 def test_a_reward_of_exactly_nothing_keeps_its_place(name, sure, tmp_path):
