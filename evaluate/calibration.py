@@ -1,4 +1,4 @@
-"""How well a number told beforehand ranks and predicts what is right: AUROC, Brier score, calibration error.
+"""How well a number told beforehand ranks and predicts what is right: AUROC, risk, Brier score, calibration error.
 
 Labels are 0 or 1, confidences in [0, 1]; intervals resample whole questions (`extratime.evaluate.stats`). AUROC with
 one class only is NaN. Deliberate choice: adaptive ECE keeps tied confidences in one bin.
@@ -76,6 +76,44 @@ def auroc_ci(
     value = float(area(np.ones((1, len(split))))[0])
     usable = draws[~np.isnan(draws)]
     return Interval(value, *percentiles(usable, len(split) if usable.size else 0), len(split))
+
+
+def risks(scores: npt.ArrayLike, correct: npt.ArrayLike) -> Array:
+    """Share of wrong ones among the n highest scores, n = 1 … M: what is wrong of the answers that are given.
+
+    Of equal scores any may come first: a tied group adds wrong ones evenly, as it does on average over its orders.
+
+    Args:
+        scores: shape (M,); -inf is allowed and ranks last.
+        correct: shape (M,), 0 or 1.
+
+    Raises:
+        ValueError: as for auroc.
+    """
+    right, wrong = _by_class(scores, correct)
+    levels, group, sizes = np.unique(np.concatenate((right, wrong)), return_inverse=True, return_counts=True)
+    errors = np.bincount(group[right.size :], minlength=levels.size) / sizes
+    each = np.repeat(errors[::-1], sizes[::-1])
+    return np.asarray(np.cumsum(each) / np.arange(1, each.size + 1))
+
+
+def aurc(scores: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+    """Area under the curve of risk by coverage, the mean of `risks`: 0 is perfect, the error rate is of blind scores.
+
+    Raises:
+        ValueError: as for auroc.
+    """
+    return float(risks(scores, correct).mean())
+
+
+def log_loss(confidence: npt.ArrayLike, correct: npt.ArrayLike, least: float = 1e-6) -> float:
+    """Mean of -ln of the probability given to what came true, which counts as `least` at least.
+
+    Raises:
+        ValueError: as for brier.
+    """
+    p, y = _confidences(confidence, correct)
+    return float(-np.log(np.maximum(np.where(y == 1, p, 1 - p), least)).mean())
 
 
 def brier(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> float:

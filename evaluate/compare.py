@@ -37,6 +37,23 @@ def pareto_frontier(cost: npt.ArrayLike, quality: npt.ArrayLike) -> list[int]:
     return [int(i) for i in on[np.argsort(c[on], kind="stable")]]
 
 
+def hypervolume(cost: npt.ArrayLike, quality: npt.ArrayLike, reference: tuple[float, float]) -> float:
+    """Area that the frontier dominates, up to a fixed reference (highest cost, lowest quality).
+
+    What costs more or is worse than the reference adds nothing. Only areas to one reference can be compared.
+
+    Raises:
+        ValueError: as for pareto_frontier.
+    """
+    c, q = finite(cost, "cost"), finite(quality, "quality")
+    area, floor = 0.0, reference[1]
+    for i in pareto_frontier(c, q):
+        if c[i] < reference[0] and q[i] > floor:
+            area += (reference[0] - c[i]) * (q[i] - floor)
+            floor = q[i]
+    return float(area)
+
+
 def frontier_inclusion(
     cost: npt.ArrayLike, quality: npt.ArrayLike, rng: np.random.Generator, resamples: int = 10_000
 ) -> Array:

@@ -1,11 +1,14 @@
-"""A memory of concepts (ArcMemo, arXiv 2509.04439, program-synthesis style): what solved problems teach about others.
+"""A memory of concepts or lessons (ArcMemo, arXiv 2509.04439): what solved problems teach about others.
 
-A concept is a short, parameterised piece of knowledge: a structure to see in a problem, or a routine to carry out. The
+A concept is a short, parameterised piece of knowledge: a structure to see in a problem, or a routine to carry out. A
+lesson, the open-ended form, is a situation and what to do in it; lessons are only ever added, equal ones too. The
 memory is a YAML file that `extratime train concepts` writes from solved training problems and evaluations only read:
 
     sources: {sums_easy/3: 1f0c…}            # problems it was written from, and digests of their questions
     concepts:
       - {name: carry, kind: routine, description: …, cues: [...], implementation: [...], used_in: [sums_easy/3]}
+    lessons:                                 # of the open-ended form, which has no concepts
+      - {situation: …, suggestion: …, source: sums_easy/3}
 
 Not kept of the paper: type definitions of their own, and summaries of long entries.
 """
@@ -54,11 +57,21 @@ class Concept:
 
 
 @dataclass(frozen=True, slots=True)
+class Lesson:
+    """What to do in a situation, and the problem whose solution says so."""
+
+    situation: str
+    suggestion: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
-    """Concepts by name, and the problems they come from: digests of their questions by id."""
+    """Concepts by name, or lessons, and the problems they come from: digests of their questions by id."""
 
     concepts: Mapping[str, Concept] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    lessons: tuple[Lesson, ...] = ()
 
     def knows(self, question: str) -> bool:
         """Whether it was written from this very problem."""
@@ -81,7 +94,8 @@ def _read(file: Path, changed: int) -> Memory:
     try:
         said = yaml.safe_load(file.read_text(encoding="utf-8"))
         concepts = [concept for entry in said["concepts"] if (concept := as_concept(entry, entry.get("used_in", ())))]
-        return Memory({concept.name: concept for concept in concepts}, dict(said["sources"]))
+        lessons = tuple(Lesson(**entry) for entry in said.get("lessons", ()))
+        return Memory({concept.name: concept for concept in concepts}, dict(said["sources"]), lessons)
     except (AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(
             f"{file} is no memory of concepts ({error}); write one with `extratime train concepts`"
@@ -92,11 +106,18 @@ def dump(memory: Memory) -> str:
     """A memory as the text of its file."""
     told = [{k: v for k, v in asdict(concept).items() if v} for concept in memory.concepts.values()]
     plain = [{k: list(v) if isinstance(v, tuple) else v for k, v in entry.items()} for entry in told]
-    return yaml.safe_dump({"sources": dict(memory.sources), "concepts": plain}, sort_keys=False, allow_unicode=True)
+    said = {"sources": dict(memory.sources), "concepts": plain}
+    said |= {"lessons": [asdict(lesson) for lesson in memory.lessons]} if memory.lessons else {}
+    return yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
 
 
-def entries(text: str) -> tuple[list[Mapping[str, Any]], int]:
-    """The entries of a YAML list that a model wrote, and how many could not be read. Broken ones spare the others."""
+def entries(text: str, needs: Sequence[str] = ("name",)) -> tuple[list[Mapping[str, Any]], int]:
+    """The entries of a YAML list that a model wrote, and how many could not be read. Broken ones spare the others.
+
+    Args:
+        text: of the reply.
+        needs: keys that an entry has, each a text; a bare text is an entry's name.
+    """
     fenced = re.findall(r"```(?:ya?ml)?\n(.*?)(?:```|\Z)", text, flags=re.DOTALL)
     items = re.split(r"^(?=- )", fenced[-1] if fenced else text, flags=re.MULTILINE)
     found, dropped = [], 0
@@ -106,8 +127,8 @@ def entries(text: str) -> tuple[list[Mapping[str, Any]], int]:
         try:
             (entry,) = yaml.safe_load(item)
             entry = {"name": entry} if isinstance(entry, str) else entry
-            if not isinstance(entry.get("name"), str):
-                raise TypeError("an entry has a name")
+            if not all(isinstance(entry.get(key), str) for key in needs):
+                raise TypeError(f"an entry has {needs}")
             found.append(entry)
         except (AttributeError, TypeError, ValueError, yaml.YAMLError):
             dropped += 1
@@ -143,7 +164,14 @@ def merge(memory: Memory, found: Iterable[Mapping[str, Any]], source: str, quest
             skipped += 1
         else:
             concepts[new.name] = _joined(old, new) if old else new
-    return Memory(concepts, {**memory.sources, source: digest(question)}), skipped
+    return replace(memory, concepts=concepts, sources={**memory.sources, source: digest(question)}), skipped
+
+
+def append(memory: Memory, found: Iterable[Mapping[str, Any]], source: str, question: str) -> Memory:
+    """The memory after the lessons of one solution: all are added, whatever it holds."""
+    new = (Lesson(entry["situation"].strip(), entry["suggestion"].strip(), source) for entry in found)
+    sources = {**memory.sources, source: digest(question)}
+    return replace(memory, lessons=(*memory.lessons, *new), sources=sources)
 
 
 def _joined(old: Concept, new: Concept) -> Concept:

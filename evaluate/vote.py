@@ -45,12 +45,14 @@ def tally(votes: Sequence[Hashable | None], weights: Sequence[float]) -> dict[Ha
 def elect(problem: Problem, responses: Sequence[Completion], weights: Sequence[float], why: str) -> Answer:
     """The heaviest response of the class with the greatest total weight.
 
-    Ties between classes go to the class that appeared first. If nobody votes, the heaviest finished response
-    answers, else the heaviest unfinished one; a failed one only if all failed.
+    Ties between classes go to the class that appeared first; sums within 1e-12 of each other, relatively, are a tie,
+    since a sum is rounded otherwise in another order. If nobody votes, the heaviest finished response answers, else
+    the heaviest unfinished one; a failed one only if all failed.
     """
     votes = ballots(problem, responses)
     counts = tally(votes, weights)
-    winner = max(counts, key=lambda vote: counts[vote]) if counts else None
+    most = max(counts.values(), default=0.0) * (1 - 1e-12)
+    winner = next((vote for vote, weight in counts.items() if weight >= most), None)
     members = [i for i, vote in enumerate(votes) if vote == winner]
     chosen = max(members, key=lambda i: (standing(responses[i]), rank(weights[i]), -i))
     return Answer(responses[chosen], tuple(responses), tuple(weights), why if counts else "nobody voted")

@@ -1,8 +1,10 @@
-"""A memory of concepts, written from solved training problems (ArcMemo, arXiv 2509.04439, program-synthesis style).
+"""A memory of concepts or lessons, written from solved training problems (ArcMemo, arXiv 2509.04439).
 
 From the draws of `extratime train rollouts`: for each problem the shortest right one. The model tells it as
-pseudo-code, then writes down the concepts that it uses, in view of the memory so far, and they are merged. Problems
-without a right draw teach nothing. Evaluations read the file and never write it (`evaluate/strategies/arcmemo.py`).
+pseudo-code, then writes down the concepts that it uses, in view of the memory so far, and they are merged. In the
+open-ended form (`form: lessons`) it tells how one gets to the solution, then writes down what to do in which
+situation; it does not see the memory, to which all is added. Problems without a right draw teach nothing. Evaluations
+read the file and never write it (`evaluate/strategies/arcmemo.py`, `arcmemo_open_ended.py`).
 
 Problems of a batch see the same memory and are merged in the order of the draws, so that the file does not hang on
 timing: batches of 1 learn most from what is there, larger ones are drawn side by side.
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 from trl import TrlParser
 
-from extratime.evaluate.concepts import Memory, dump, entries, merge, render
+from extratime.evaluate.concepts import Memory, append, dump, entries, merge, render
 from extratime.evaluate.grid import read_recipe
 from extratime.evaluate.program import Answer, EngineError, Problem, Program, sample
 from extratime.evaluate.prompts import fill
@@ -65,6 +67,24 @@ colon. For example:
   cues: ["several numbers with plus signs"]
   implementation: ["add one number at a time and keep the sum"]
 """
+THOUGHTS = (
+    "Problem:\n{problem}\n\nSolution:\n{solution}\n\n"
+    "Tell how one gets to this solution who does not know it: what to look at, what to try, what decides."
+)
+LESSONS = """\
+Problem:
+{problem}
+
+How it is solved:
+{solution}
+
+Write a YAML list of lessons that help with other problems: the important ones only, each with the keys situation (when
+it helps) and suggestion (what to do then). Make parameters of whatever is particular to this problem. Quote texts that
+hold a colon. For example:
+
+- situation: several numbers are added and subtracted
+  suggestion: keep a running total from left to right, and check its sign at each step
+"""
 
 
 @dataclass
@@ -75,6 +95,7 @@ class Config:
         rollouts: run folder of `extratime.train.rollouts` with its draws.
         output_dir: where memory.yaml goes.
         model: who writes: hub id, folder or "embedded"; empty takes the model that drew.
+        form: "concepts", or "lessons" (open-ended).
         batch: problems that see the same memory (published: 1, and 10 where throughput counts).
         usage: uses from which the writer is told a concept in full, the others by name (published: 2).
         temperature: of the writer (published: 0.3).
@@ -85,6 +106,7 @@ class Config:
     rollouts: str = ""
     output_dir: str = ""
     model: str = ""
+    form: str = "concepts"
     batch: int = 1
     usage: int = 2
     temperature: float = 0.3
@@ -103,16 +125,22 @@ def solved(draws: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def abstract(
-    problem: Problem, budget: int, rng: np.random.Generator, solution: str, concepts: str, temperature: float
+    problem: Problem,
+    budget: int,
+    rng: np.random.Generator,
+    solution: str,
+    prompts: tuple[str, str],
+    said: Mapping[str, str],
+    temperature: float,
 ) -> Program[Answer]:
-    """The YAML that the model writes about a solution; the pool holds the pseudo-code before it."""
-    said = {"problem": problem.question, "solution": solution}
-    [pseudo] = yield from sample(problem.turn(fill(PSEUDO, **said)), temperature=temperature)
-    if pseudo.finish == "failed":
-        raise EngineError(pseudo.error)
-    told = fill(ABSTRACT, concepts=concepts or "none", problem=problem.question, solution=pseudo.text)
+    """The YAML that the model writes about a solution; the pool holds how it told the solution before."""
+    told = fill(prompts[0], problem=problem.question, solution=solution)
+    [retold] = yield from sample(problem.turn(told), temperature=temperature)
+    if retold.finish == "failed":
+        raise EngineError(retold.error)
+    told = fill(prompts[1], problem=problem.question, solution=retold.text, **said)
     [reply] = yield from sample(problem.turn(told), temperature=temperature)
-    return Answer(reply, (pseudo, reply), (0.0, 0.0), "concepts")
+    return Answer(reply, (retold, reply), (0.0, 0.0), "what a solution teaches")
 
 
 def learn(
@@ -134,25 +162,35 @@ def learn(
     """
     memory, counts = Memory(), {"problems": len(draws), "entries": 0, "unreadable": 0, "of no known kind": 0}
     for start in range(0, len(draws), args.batch):
-        batch, concepts = draws[start : start + args.batch], render(memory, usage=args.usage)
+        batch = draws[start : start + args.batch]
+        writer = functools.partial(abstract, temperature=args.temperature, **_asked(memory, args))
         cells = [
-            Cell(
-                draw["problem"],
-                problem(draw),
-                functools.partial(
-                    abstract, solution=draw["response"], concepts=concepts, temperature=args.temperature
-                ),
-                2,
-            )
+            Cell(draw["problem"], problem(draw), functools.partial(writer, solution=draw["response"]), 2)
             for draw in batch
         ]
         for draw, result in zip(batch, schedule.run(cells), strict=True):
             reply = _whole(result.answer.response, draw["problem"])
-            found, dropped = entries(reply)
-            memory, skipped = merge(memory, found, draw["problem"], problem(draw).question)
-            for name, n in (("entries", len(found)), ("unreadable", dropped), ("of no known kind", skipped)):
+            memory, told = _added(memory, reply, draw["problem"], problem(draw).question, args.form)
+            for name, n in zip(("entries", "unreadable", "of no known kind"), told, strict=True):
                 counts[name] += n
     return memory, counts
+
+
+def _asked(memory: Memory, args: Config) -> dict[str, Any]:
+    """What the writer is asked, in view of the memory or not."""
+    if args.form == "lessons":
+        return {"prompts": (THOUGHTS, LESSONS), "said": {}}
+    return {"prompts": (PSEUDO, ABSTRACT), "said": {"concepts": render(memory, usage=args.usage) or "none"}}
+
+
+def _added(memory: Memory, reply: str, name: str, question: str, form: str) -> tuple[Memory, tuple[int, int, int]]:
+    """The memory after a reply, and its entries, those unreadable and those of no known kind."""
+    if form == "lessons":
+        found, dropped = entries(reply, ("situation", "suggestion"))
+        return append(memory, found, name, question), (len(found), dropped, 0)
+    found, dropped = entries(reply)
+    memory, skipped = merge(memory, found, name, question)
+    return memory, (len(found), dropped, skipped)
 
 
 def _whole(reply: Completion, name: str) -> str:
@@ -170,6 +208,8 @@ def parse(argv: Sequence[str]) -> Config:
     (args,) = TrlParser(dataclass_types=[Config]).parse_args_and_config(list(argv))
     if not (args.rollouts and args.output_dir):
         raise ValueError("name the folder of draws (rollouts) and where the memory goes (output_dir)")
+    if args.form not in ("concepts", "lessons"):
+        raise ValueError(f"form must be concepts or lessons, not {args.form!r}")
     if args.batch < 1:
         raise ValueError(f"batch must be at least 1, not {args.batch}")
     return args
@@ -204,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             engine.close()
     write_text(output / "memory.yaml", dump(memory))
     told = ", ".join(f"{n} {name}" for name, n in counts.items())
-    sys.stderr.write(f"{output / 'memory.yaml'}: {len(memory.concepts)} concepts ({told})\n")
+    sys.stderr.write(f"{output / 'memory.yaml'}: {len(memory.concepts) or len(memory.lessons)} {args.form} ({told})\n")
 
 
 if __name__ == "__main__":

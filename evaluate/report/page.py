@@ -19,6 +19,7 @@ from string import Template
 from extratime.evaluate.report import evidence, tables
 from extratime.evaluate.report.figures import AXES, figure
 from extratime.evaluate.report.leaderboard import ALL, Row, leaderboard
+from extratime.evaluate.report.limits import limits
 from extratime.evaluate.report.pools import AtK, Ranking, pool_statistics
 from extratime.evaluate.report.read import Run, read
 from extratime.evaluate.report.versus import Versus, versus
@@ -43,11 +44,12 @@ def report(folder: Path) -> Path:
     run = read(folder)
     rows = leaderboard(run)
     beside = versus(run)
-    at_k, rankings = pool_statistics(run)
+    at_k, rankings, bends = pool_statistics(run)
+    known = rows, at_k, rankings, bends, beside, limits(run)
     files: dict[str, str | bytes] = {
-        "leaderboard.json": tables.as_json(run, rows, at_k, rankings, beside),
+        "leaderboard.json": tables.as_json(run, *known),
         "leaderboard.csv": tables.as_csv(rows),
-        "leaderboard.md": tables.as_markdown(run, rows, at_k, rankings, beside),
+        "leaderboard.md": tables.as_markdown(run, *known),
         **{f"figures/accuracy_{name}.png": figure(rows, name) for name in AXES},
         "index.html": _page(run, rows, at_k, rankings, beside),
     }

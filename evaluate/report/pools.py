@@ -1,12 +1,13 @@
-"""What the stored pools alone tell: pass@k and maj@k of the policy, best-of-k and AUROC of every verifier.
+"""What the stored pools alone tell: pass@k, maj@k and worst@k of the policy, best-of-k and AUROC of every verifier.
 
 The policy's pool of a problem is its largest one of plain i.i.d. samples. A strategy whose pools carry different
 weights tells what its verifier is worth, so a verifier goes by the strategy's label; one that ranks as an earlier one
 did is left out. All @k figures are exact means over the k-subsets of a pool (`extratime.evaluate.stats`), k in powers
 of two, over the problems with at least k samples. Replicates are pools of their own, the first of the largest counts.
 
-pass@k is the mean of the best score among k, which is the usual one where scores are 0 or 1; maj@k and AUROC are told
-only there. A failed draw takes its place in the pool and is worth nothing.
+pass@k is the mean of the best score among k, which is the usual one where scores are 0 or 1, and worst@k that of the
+worst: what any choice lies between. maj@k and AUROC are told only where scores are 0 or 1. A failed draw takes its
+place in the pool and is worth nothing. Where a curve bends is fitted to the k that every pool has (`saturation.py`).
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from extratime.evaluate import calibration, stats
 from extratime.evaluate.program import rank
 from extratime.evaluate.report.leaderboard import ALL, plain
 from extratime.evaluate.report.read import Response, Result, Run
+from extratime.evaluate.saturation import fit
 
 
 @dataclass(frozen=True, slots=True)
 class AtK:
-    """One exact @k figure of a task: `kind` is "pass", "maj" or "best"; `verifier` is "" but for "best"."""
+    """One exact @k figure of a task: `kind` is "pass", "maj", "worst" or "best"; `verifier` is "" but for "best"."""
 
     task: str
     kind: str
@@ -35,6 +37,28 @@ class AtK:
     low: float
     high: float
     questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Enough:
+    """When more samples stop paying: F(N) = ceiling·(1 − (1 − p)^N) as fitted to an @k curve.
+
+    Attributes:
+        ceiling, p: of the fit; NaN where more samples do not help.
+        enough: least N whose next sample adds at most one point; NaN where more samples do not help.
+        low, high: its 95 % interval from resampling questions.
+        misfit: greatest distance of a measured point from the fit; where it is large the curve is none of these.
+    """
+
+    task: str
+    kind: str
+    verifier: str
+    ceiling: float
+    p: float
+    enough: float
+    low: float
+    high: float
+    misfit: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +102,8 @@ class Pool:
 Pools = dict[str, Pool]
 
 
-def pool_statistics(run: Run, resamples: int = 10_000) -> tuple[list[AtK], list[Ranking]]:
-    """Figures at k and verifiers' rankings of each task, and of all tasks together where there are several.
+def pool_statistics(run: Run, resamples: int = 10_000) -> tuple[list[AtK], list[Ranking], list[Enough]]:
+    """Figures at k, verifiers' rankings and saturation of each task, and of all together where there are several.
 
     Args:
         run: what to summarise.
@@ -87,17 +111,21 @@ def pool_statistics(run: Run, resamples: int = 10_000) -> tuple[list[AtK], list[
     """
     at_k: list[AtK] = []
     rankings: list[Ranking] = []
+    bends: list[Enough] = []
     tasks = list(dict.fromkeys(r.task for r in run.results))
     for task in tasks if len(tasks) == 1 else [ALL, *tasks]:
         results = [r for r in run.results if task in (r.task, ALL) and plain(run, r.strategy)]
         shared = largest(results, run.responses)
         binary = all(worth in (0, 1) for pool in shared.values() for worth in pool.worth)
-        at_k += _policy(task, shared, binary, resamples)
-        for verifier, pools in verifiers(results, run.responses).items():
-            at_k += _figures(task, "best", verifier, pools, _best, resamples)
-            if binary:
-                rankings.append(_ranking(task, verifier, pools, resamples))
-    return at_k, rankings
+        judged = verifiers(results, run.responses)
+        curves = [("pass", "", shared, _reached), ("worst", "", shared, _worst)]
+        curves[1:1] = [("maj", "", shared, _majority)] if binary else []
+        for kind, verifier, pools, of in curves + [("best", name, pools, _best) for name, pools in judged.items()]:
+            values = _values(pools, of)
+            at_k += _figures(task, kind, verifier, values, resamples)
+            bends += _bend(task, kind, verifier, values, resamples)
+        rankings += [_ranking(task, name, pools, resamples) for name, pools in judged.items() if binary]
+    return at_k, rankings, bends
 
 
 def largest(results: Iterable[Result], responses: Mapping[str, Response]) -> Pools:
@@ -133,14 +161,14 @@ def _weighed(pool: Pool) -> Pool:
     return Pool(tuple(r for r, _ in kept), tuple(w for _, w in kept))
 
 
-def _policy(task: str, pools: Pools, binary: bool, resamples: int) -> list[AtK]:
-    figures = _figures(task, "pass", "", pools, _reached, resamples)
-    return figures + (_figures(task, "maj", "", pools, _majority, resamples) if binary else [])
-
-
 def _reached(pool: Pool, ks: Sequence[int]) -> list[float]:
     worth = pool.worth
     return [stats.best_of_k(worth, worth, k) for k in ks]
+
+
+def _worst(pool: Pool, ks: Sequence[int]) -> list[float]:
+    worth = pool.worth
+    return [stats.best_of_k(worth, [-w for w in worth], k) for k in ks]
 
 
 def _majority(pool: Pool, ks: Sequence[int]) -> list[float]:
@@ -156,25 +184,48 @@ def _best(pool: Pool, ks: Sequence[int]) -> list[float]:
     return [stats.best_of_k(worth, ranks, k) for k in ks]
 
 
-def _figures(
-    task: str,
-    kind: str,
-    verifier: str,
-    pools: Pools,
-    of: Callable[[Pool, Sequence[int]], list[float]],
-    resamples: int,
-) -> list[AtK]:
-    """`of(pool, ks)` of each pool, averaged at each k over the pools that hold so many samples."""
+def _values(pools: Pools, of: Callable[[Pool, Sequence[int]], list[float]]) -> dict[int, list[float]]:
+    """`of(pool, ks)` of each pool at each k, over the pools that hold so many samples."""
     values: dict[int, list[float]] = {}
     for pool in pools.values():
         ks = [2**i for i in range(len(pool.responses).bit_length())]
         for k, value in zip(ks, of(pool, ks), strict=True):
             values.setdefault(k, []).append(value)
+    return dict(sorted(values.items()))
+
+
+def _figures(task: str, kind: str, verifier: str, values: Mapping[int, Sequence[float]], resamples: int) -> list[AtK]:
     figures = []
-    for k in sorted(values):
-        ci = stats.clustered_ci(np.array(values[k]), np.random.default_rng(0), resamples)
+    for k, each in values.items():
+        ci = stats.clustered_ci(np.array(each), np.random.default_rng(0), resamples)
         figures.append(AtK(task, kind, verifier, k, ci.value, ci.low, ci.high, ci.questions))
     return figures
+
+
+FITS = 200
+"""Resamples of a fit at most: each is a search."""
+POINT = 0.01
+
+
+def _bend(task: str, kind: str, verifier: str, values: Mapping[int, Sequence[float]], resamples: int) -> list[Enough]:
+    """Where a rising curve bends; nothing where fewer than three k are known of every pool, or two questions."""
+    whole = {k: np.array(each) for k, each in values.items() if len(each) == len(values.get(1, ()))}
+    questions = len(values.get(1, ()))
+    if kind == "worst" or len(whole) < 3 or questions < 2:
+        return []
+    spread = {k: float(each.var(ddof=1)) / questions for k, each in whole.items()}
+    means = {k: float(each.mean()) for k, each in whole.items()}
+    curve = fit(means, spread)
+    if curve is None:
+        return [Enough(task, kind, verifier, *[math.nan] * 6)]
+    draws = []
+    for counts in stats.resampled(questions, min(resamples, FITS), np.random.default_rng(0)):
+        for row in counts / questions:
+            drawn = fit({k: min(1.0, float(row @ each)) for k, each in whole.items()}, spread)
+            draws.append(drawn.enough(POINT) if drawn else 1)
+    ends = stats.percentiles(np.array(draws, dtype=float), questions)
+    misfit = max(abs(curve.at(k) - mean) for k, mean in means.items())
+    return [Enough(task, kind, verifier, curve.ceiling, curve.p, curve.enough(POINT), *ends, misfit)]
 
 
 def _ranking(task: str, verifier: str, pools: Pools, resamples: int) -> Ranking:

@@ -127,7 +127,7 @@ function showPools(task) {
 }
 
 function poolRow(kind, verifier, ks, figures, ranking) {
-  const name = { pass: "a perfect choice (pass@k)", maj: "majority vote (maj@k)", best: verifier }[kind];
+  const name = { pass: "a perfect choice (pass@k)", maj: "majority vote (maj@k)", worst: "the worst of k (worst@k)", best: verifier }[kind];
   const cells = ks.map((k) => {
     const x = figures.find((y) => y.kind === kind && y.verifier === verifier && y.k === k);
     return make("td", { class: "number" }, x ? estimate(percent(x.value), interval(x.low, x.high), `${x.questions} problems`) : UNKNOWN);

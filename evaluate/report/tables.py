@@ -11,31 +11,55 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from extratime.evaluate.report import reviews
 from extratime.evaluate.report.leaderboard import Row
-from extratime.evaluate.report.pools import AtK, Ranking
+from extratime.evaluate.report.limits import Draws, Limits, Match
+from extratime.evaluate.report.pools import POINT, AtK, Enough, Ranking
 from extratime.evaluate.report.read import Run
+from extratime.evaluate.report.reviews import Reviewed
 from extratime.evaluate.report.versus import Versus
-from extratime.evaluate.report.words import p_value, percent, short
+from extratime.evaluate.report.words import p_value, percent, short, times
 
 WIDTH = 120
 BESIDE = ("beside self-consistency", "budget", "tokens", "at its budget", "Holm p", "at its tokens", "Holm p")
 HEAD = ("strategy", "budget", "accuracy %", "tokens", "FLOPs", "seconds", "vs. one sample", "Holm p")
+PLATEAU = ("to match the vote at its best", "its accuracy %", "its tokens", "tokens", "times", "gain")
+REVIEWED = ("right answers, reviewed", "budget", "reviewed", "wrong work %", "accuracy %", "valid %")
+DRAWS = "Tokens of a draw: {} (right {}, not right {}); of one prompt's draws they vary by {} %."
 NOTES = """\
 Accuracy and differences (percentage points) with 95 % intervals from resampling whole questions; tokens generated,
 FLOPs and modelled seconds are means per problem. One sample: {baseline}. Holm p: sign-flip test over all rows.
 At its tokens: beside the two budgets of self-consistency whose mean tokens enclose the row's, in that proportion.
+Enough: samples after which the next adds at most one point, by a fit that ends too early where problems differ;
+~ where it misses what was measured by more than a point.
+Times: the tokens to match the vote's best accuracy by those that the vote takes to come within half a point of it;
+– where no budget does.
 """
 
 
 def as_json(
-    run: Run, rows: Sequence[Row], at_k: Sequence[AtK], rankings: Sequence[Ranking], beside: Sequence[Versus]
+    run: Run,
+    rows: Sequence[Row],
+    at_k: Sequence[AtK],
+    rankings: Sequence[Ranking],
+    bends: Sequence[Enough],
+    beside: Sequence[Versus],
+    limits: Limits,
 ) -> str:
     """Everything the report knows, save the responses; what is not known is null."""
     said = {
         **about(run),
         "rows": [asdict(row) for row in rows],
         "versus_self_consistency": [asdict(row) for row in beside],
-        "pools": {"at_k": [asdict(x) for x in at_k], "verifiers": [asdict(x) for x in rankings]},
+        "versus_plateau": [asdict(row) for row in limits.matches],
+        "pools": {
+            "at_k": [asdict(x) for x in at_k],
+            "verifiers": [asdict(x) for x in rankings],
+            "enough": [asdict(x) for x in bends],
+            "draws": [asdict(x) for x in limits.draws],
+            "true_at_k": [asdict(x) for x in limits.true_at_k],
+        },
+        "reviewed": [asdict(x) for x in limits.reviewed],
         "warnings": list(run.warnings),
         "missing": [dict(zip(("task", "cell", "problem"), gone, strict=True)) for gone in run.missing],
         "failed": [
@@ -83,7 +107,13 @@ def as_csv(rows: Iterable[Row]) -> str:
 
 
 def as_markdown(
-    run: Run, rows: Sequence[Row], at_k: Sequence[AtK], rankings: Sequence[Ranking], beside: Sequence[Versus]
+    run: Run,
+    rows: Sequence[Row],
+    at_k: Sequence[AtK],
+    rankings: Sequence[Ranking],
+    bends: Sequence[Enough],
+    beside: Sequence[Versus],
+    limits: Limits,
 ) -> str:
     """Headline, warnings, and for each task its leaderboard, what its pools tell, and what beats a vote."""
     said = about(run)
@@ -101,8 +131,14 @@ def as_markdown(
         metric = "" if mine[0].metric == "mixed" else f", {mine[0].metric}"
         parts.append(f"## {_clean(task)} ({max(row.questions for row in mine)} problems{metric})\n")
         parts.append(_leaderboard(mine))
-        parts.append(_pools([x for x in at_k if x.task == task], [x for x in rankings if x.task == task]))
+        bent = [x for x in bends if x.task == task]
+        parts.append(_pools([x for x in at_k if x.task == task], [x for x in rankings if x.task == task], bent))
+        parts += [_wrapped(DRAWS.format(*_drawn(x))) for x in limits.draws if x.task == task]
+        curve = reviews.said([x for x in limits.true_at_k if x.task == task])
+        parts.append(_wrapped(curve) if curve else "")
+        parts.append(_reviewed([x for x in limits.reviewed if x.task == task]))
         parts.append(_beside([x for x in beside if x.task == task]))
+        parts.append(_plateau([x for x in limits.matches if x.task == task]))
     ones = list(dict.fromkeys(f"{row.strategy} at budget 1" for row in rows if row.baseline))
     parts.append(_wrapped(NOTES.format(baseline=", ".join(ones) or "none in this run, so nothing is compared")))
     return "\n".join(part for part in parts if part)
@@ -140,21 +176,27 @@ def _incomplete(rows: Iterable[Row]) -> str:
     return "\n" + "".join(said) if said else ""
 
 
-def _pools(at_k: Sequence[AtK], rankings: Sequence[Ranking]) -> str:
+def _pools(at_k: Sequence[AtK], rankings: Sequence[Ranking], bends: Sequence[Enough]) -> str:
     """Accuracy of k samples of one pool: what any choice could reach, what a vote and each verifier do reach."""
-    ks = sorted({x.k for x in at_k})[:10]
+    ks = sorted({x.k for x in at_k})[:9]
+    enough = {(x.kind, x.verifier): "~" * (x.misfit > POINT) + short(x.enough) for x in bends}
     found = {(x.kind, x.verifier, x.k): x.value for x in at_k}
     names = dict.fromkeys((x.kind, x.verifier) for x in at_k)
     within = {("best", x.verifier): x.within for x in rankings}
     lines = [
         [
-            verifier or {"pass": "pass@k", "maj": "maj@k"}[kind],
+            verifier or f"{kind}@k",
             *(percent(found.get((kind, verifier, k), math.nan)) for k in ks),
+            enough.get((kind, verifier), short(math.nan)),
             short(within.get((kind, verifier), math.nan)),
         ]
         for kind, verifier in names
     ]
-    return table(["% of k samples, k =", *map(str, ks), "AUROC within"], lines) if lines else ""
+    return table(["% of k samples, k =", *map(str, ks), "enough", "AUROC within"], lines) if lines else ""
+
+
+def _drawn(draws: Draws) -> list[str]:
+    return [short(x) for x in (draws.tokens, draws.right, draws.wrong)] + [percent(draws.variation)]
 
 
 def _beside(rows: Sequence[Versus]) -> str:
@@ -172,6 +214,38 @@ def _beside(rows: Sequence[Versus]) -> str:
         for row in rows
     ]
     return table(BESIDE, lines) if lines else ""
+
+
+def _reviewed(rows: Sequence[Reviewed]) -> str:
+    """Right answers after their work was checked."""
+    lines = [
+        [
+            row.strategy,
+            str(row.budget),
+            str(row.reviewed),
+            percent(row.rate, row.low, row.high),
+            percent(row.accuracy),
+            percent(row.true),
+        ]
+        for row in rows
+    ]
+    return table(REVIEWED, lines) if lines else ""
+
+
+def _plateau(rows: Sequence[Match]) -> str:
+    """What matching the vote at its best costs."""
+    lines = [
+        [
+            row.strategy,
+            percent(row.plateau),
+            short(row.saturates),
+            short(row.matches),
+            times(row.multiplier, row.low, row.high),
+            percent(row.gain, math.nan, math.nan, "+"),
+        ]
+        for row in rows
+    ]
+    return table(PLATEAU, lines) if lines else ""
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -32,6 +32,13 @@ def percent(value: float, low: float = math.nan, high: float = math.nan, sign: s
     return said[0] if math.isnan(low) else f"{said[0]} [{said[1]}, {said[2]}]"
 
 
+def times(value: float, low: float, high: float) -> str:
+    """A ratio with its interval; an end that is not known is open."""
+    if math.isnan(value):
+        return UNKNOWN
+    return f"{short(value)} [{short(low)}, {short(high)}]"
+
+
 def p_value(p: float) -> str:
     """Two significant digits, from 0.0001 upwards."""
     if math.isnan(p):

@@ -1,8 +1,8 @@
 """Adaptive best-of-N with self-evaluation (Manvi et al., arXiv 2410.02725): draw until one is good enough.
 
-For k = 1 … budget: draw a response at temperature T_k, read its score g; stop when the best g reaches `threshold`.
-T_k = T_max·(1 − 2^−(k−1)) exploits first and explores later (the paper's formula is not published; the schedule is an
-option). Budget law: at most `budget` full-length samples, one after the other.
+For k = 1 … budget: draw a response at temperature T_k, read its score g; stop when it is finished and g reaches
+`threshold`. T_k = T_max·(1 − 2^−(k−1)) exploits first and explores later (the paper's formula is not published; the
+schedule is an option). Budget law: at most `budget` full-length samples, one after the other.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ def adaptive_best_of_n(
     """
     responses: list[Completion] = []
     scores: list[float] = []
-    while len(responses) < budget and not any(s >= threshold for s in scores):
+    good = False
+    while len(responses) < budget and not good:
         temperature = schedule(len(responses) + 1) if schedule else None
         drawn = yield from sample(problem.prompt, temperature=temperature)
         responses += drawn
         scores += yield from verify(problem, drawn)
+        good = drawn[0].finished and scores[-1] >= threshold
     why = f"stopped after {len(responses)} of {budget} draws"
     return elect(problem, responses, weights(scores), why) if vote else best(responses, scores, why)

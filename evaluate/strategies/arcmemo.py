@@ -70,25 +70,23 @@ def arcmemo(
     Raises:
         ValueError: the memory can't be read, or was written from this problem.
     """
-    known = _memory(memory, problem)
+    known = remembered(memory, problem)
+    if known.lessons and not known.concepts:
+        raise ValueError("the memory holds lessons and no concepts; `arcmemo_open_ended` reads them")
     asks = select == "model" and bool(known.concepts) and (budget > 1 or role != "policy")
     left = budget - int(asks and role == "policy")
     names = yield from _selected(problem, known, "cues" if select == "model" and not asks else select, k, usage, role)
-    responses: list[Completion] = []
-    scores: list[float] = []
-    rounds = min(passes, left) if verify else 1
-    for attempt in range(rounds):
-        share = (left - len(responses)) // (rounds - attempt)
-        drawn = yield from sample(_prompt(problem, known, names, responses), share)
-        responses += drawn
-        scores += (yield from verify(problem, drawn)) if verify else [1.0] * share
-        if any(s >= threshold and r.finished for r, s in zip(responses, scores, strict=True)):
-            break
+    told = fill(HINT, concepts=render(known, names), problem=problem.question) if names else ""
     why = f"with {len(names)} concepts"
-    return best(responses, scores, why) if verify else elect(problem, responses, scores, f"majority vote {why}")
+    return (yield from attempted(problem, left, told, why, verify, threshold, passes))
 
 
-def _memory(memory: str | Memory | None, problem: Problem) -> Memory:
+def remembered(memory: str | Memory | None, problem: Problem) -> Memory:
+    """A memory from its file, if it may be read for this problem.
+
+    Raises:
+        ValueError: it can't be read, or was written from this problem.
+    """
     known = read_memory(Path(memory)) if isinstance(memory, str) else memory or Memory()
     if known.knows(problem.question):
         raise ValueError(
@@ -96,6 +94,26 @@ def _memory(memory: str | Memory | None, problem: Problem) -> Memory:
             "measurement; evaluate other problems, or write the memory without this one"
         )
     return known
+
+
+def attempted(
+    problem: Problem, budget: int, told: str, why: str, verify: Verifier | None, threshold: float, passes: int
+) -> Program[Answer]:
+    """The majority of `budget` draws that read `told` ("": the problem as it is), or passes until one is good enough.
+
+    Each pass after the first is told the last attempt; see `arcmemo` for the other arguments.
+    """
+    responses: list[Completion] = []
+    scores: list[float] = []
+    rounds = min(passes, budget) if verify else 1
+    for attempt in range(rounds):
+        share = (budget - len(responses)) // (rounds - attempt)
+        drawn = yield from sample(_prompt(problem, told, responses), share)
+        responses += drawn
+        scores += (yield from verify(problem, drawn)) if verify else [1.0] * share
+        if any(s >= threshold and r.finished for r, s in zip(responses, scores, strict=True)):
+            break
+    return best(responses, scores, why) if verify else elect(problem, responses, scores, f"majority vote {why}")
 
 
 def _selected(problem: Problem, known: Memory, select: str, k: int, usage: int, role: str) -> Program[list[str]]:
@@ -110,12 +128,10 @@ def _selected(problem: Problem, known: Memory, select: str, k: int, usage: int, 
     return matching(known, problem.question, k)
 
 
-def _prompt(problem: Problem, known: Memory, names: Sequence[str], attempts: Sequence[Completion]) -> Prompt:
-    """The problem, after the concepts that were selected and the last attempt, where there are any."""
+def _prompt(problem: Problem, told: str, attempts: Sequence[Completion]) -> Prompt:
+    """What is told, or the problem as it is; after the last attempt, if there is one."""
     said = [attempt.text for attempt in attempts if attempt.text.strip()]
-    if not names and not said:
+    if not told and not said:
         return problem.prompt
-    told = f"Problem:\n{problem.question}"
-    if names:
-        told = fill(HINT, concepts=render(known, names), problem=problem.question)
+    told = told or f"Problem:\n{problem.question}"
     return problem.turn(fill(RETRY, attempt=said[-1], problem=told) if said else told)

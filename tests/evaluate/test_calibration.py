@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -31,6 +32,24 @@ def test_calibration_bins():
         calibration.adaptive_ece(p, np.tile([1, 1, 1, 0, 0, 0], 2), 4)
     )
     assert calibration.adaptive_ece([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 2) == pytest.approx(0.15)
+
+
+def test_risk_by_coverage_is_a_mean_over_the_orders_of_ties():
+    assert calibration.risks([0.9, 0.8, 0.1], [1, 0, 1]) == pytest.approx([0, 1 / 2, 1 / 3])
+    assert calibration.aurc([0.9, 0.8, 0.1], [1, 0, 1]) == pytest.approx(5 / 18)
+    scores, labels = [2.0, 1.0, 1.0, 1.0, -math.inf], [1, 0, 1, 0, 0]
+    curves = []
+    for order in itertools.permutations((1, 2, 3)):
+        wrong = np.cumsum([1 - labels[i] for i in (0, *order, 4)])
+        curves.append(wrong / np.arange(1, 6))
+    assert calibration.risks(scores, labels) == pytest.approx(np.mean(curves, axis=0))
+    assert calibration.aurc([1, 1, 1, 1], [1, 0, 0, 0]) == pytest.approx(0.75), "blind scores have the error rate"
+    assert calibration.aurc([2, 2, 1], [1, 1, 1]) == 0.0
+
+
+def test_log_loss_is_bounded_where_sure_and_wrong():
+    assert calibration.log_loss([0.8, 0.4], [1, 0]) == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2)
+    assert calibration.log_loss([0.0, 1.0], [1, 1]) == pytest.approx(-math.log(1e-6) / 2)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ UNVERIFIED = {"solve_then_verify"}
 ASKING = {
     "archon",
     "arcmemo",
+    "arcmemo_open_ended",
     "iterative_agent_decoding",
     "plangen",
     "revision",

@@ -10,6 +10,7 @@ from run_folder import draw, response, result, write
 
 from extratime.evaluate.report import evidence, tables
 from extratime.evaluate.report.leaderboard import ALL, leaderboard
+from extratime.evaluate.report.limits import limits
 from extratime.evaluate.report.page import report
 from extratime.evaluate.report.pools import pool_statistics
 from extratime.evaluate.report.read import read
@@ -186,7 +187,7 @@ def test_without_a_vote_there_is_nothing_to_compare_with(tmp_path):
 
 
 def brute_pools(pool, k):
-    """pass, maj and best of every k-subset of (answer, score, weight, finish); a failed draw is worth nothing."""
+    """pass, maj, best and worst of every k-subset of (answer, score, weight, finish); a failed draw is worth 0."""
     found = []
     pool = [(a, 0 if finish == "failed" else score, w, finish) for a, score, w, finish in pool]
     for chosen in combinations(pool, k):
@@ -196,7 +197,7 @@ def brute_pools(pool, k):
         majority = np.mean([a == "1" for a in top]) if top else 0.0
         keys = [(("failed", "length", "eos").index(x[3]), -math.inf if x[2] is None else x[2]) for x in chosen]
         best = np.mean([x[1] for x, key in zip(chosen, keys, strict=True) if key == max(keys)])
-        found.append((max(x[1] for x in chosen), majority, best))
+        found.append((max(x[1] for x in chosen), majority, best, min(x[1] for x in chosen)))
     return np.mean(found, axis=0)
 
 
@@ -215,24 +216,26 @@ def test_figures_at_k_equal_enumeration(tmp_path):
         ]
         records.append(result(f"t/{i}", "best_of_n(x)@4#0", 1.0, named, response=f"{i}-0"))
         records.append(result(f"t/{i}", "self_consistency@2#0", 1.0, [(n, 1.0) for n, _ in named[:2]]))
-    at_k, rankings = pool_statistics(read(write(tmp_path, records, responses)), 100)
+    at_k, rankings, _ = pool_statistics(read(write(tmp_path, records, responses)), 100)
     got = {(x.kind, x.verifier, x.k): x.value for x in at_k}
     for k in (1, 2, 4):
         expected = np.mean([brute_pools(pool, k) for pool in POOLS], axis=0)
-        for kind, value in zip(("pass", "maj", "best"), expected, strict=True):
+        for kind, value in zip(("pass", "maj", "best", "worst"), expected, strict=True):
             assert got[kind, "best_of_n(x)" if kind == "best" else "", k] == pytest.approx(value), (kind, k)
-    assert len(got) == 9  # self_consistency's weights are all alike: no verifier
+    assert len(got) == 12  # self_consistency's weights are all alike: no verifier
     assert rankings[0].within == pytest.approx(np.mean([0.75, (0 + 1 + 0.5) / 3]))
 
 
 def test_graded_scores_have_no_majority(tmp_path):
     records = [result("t/0", "best_of_n@2#0", 0.5, [("a", 0.1), ("b", 0.2)])]
-    at_k, rankings = pool_statistics(read(write(tmp_path, records, [response("a", 0.5), response("b", 0.25)])), 100)
+    at_k, rankings, _ = pool_statistics(read(write(tmp_path, records, [response("a", 0.5), response("b", 0.25)])), 100)
     assert {(x.kind, x.k): x.value for x in at_k} == {
         ("pass", 1): 0.375,
         ("pass", 2): 0.5,
         ("best", 1): 0.375,
         ("best", 2): 0.25,
+        ("worst", 1): 0.375,
+        ("worst", 2): 0.25,
     }
     assert rankings == []
 
@@ -315,7 +318,11 @@ def test_the_markdown_fits_a_terminal_and_can_not_steer_it(tmp_path):
     ]
     records[1]["error"] = "\x1b[2J</script>" + "x" * 500
     text = tables.as_markdown(
-        run := read(write(tmp_path, records)), leaderboard(run, 200), *pool_statistics(run, 200), versus(run, 200)
+        run := read(write(tmp_path, records)),
+        leaderboard(run, 200),
+        *pool_statistics(run, 200),
+        versus(run, 200),
+        limits(run, 200),
     )
     assert max(map(len, text.splitlines())) <= 120
     assert all(c.isprintable() or c == "\n" for c in text)

@@ -54,6 +54,16 @@ def test_the_answer_is_the_heaviest_response_of_the_heaviest_class():
     assert elect(P, responses("abb"), [1.0, 0.5, 0.5], "vote").response.text == "0=a"
 
 
+@pytest.mark.parametrize("loads", [[0.3, 0.1, 0.2], [0.6, 0.3, 0.2, 0.1], [0.7, 0.1, 0.2, 0.4], [1 / 3, 1 / 6, 1 / 6]])
+def test_a_sum_that_is_rounded_up_wins_no_tie(loads):
+    """0.1 + 0.2 is more than 0.3 in binary; the class that appeared first wins all the same, as in the report."""
+    one, rest = responses("a"), responses("a" + "b" * (len(loads) - 1))[1:]
+    assert elect(P, one + rest, loads, "vote").response.text == "0=a"
+    assert elect(P, rest + one, [*loads[1:], loads[0]], "vote").response.text.endswith("=b")
+    slightly = [loads[0] * (1 - 1e-9), *loads[1:]]
+    assert elect(P, one + rest, slightly, "vote").response.text.endswith("=b"), "what is less is less"
+
+
 def test_where_nobody_votes_the_best_standing_answers():
     cut, failed, whole = response("x", "cut"), response("=1", "failed"), response("y")
     assert elect(P, [failed, cut, whole], [9.0, 5.0, 1.0], "vote").response == whole

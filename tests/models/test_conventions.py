@@ -218,6 +218,39 @@ def test_logits_that_count_the_steps_come_back_in_their_order(name, tmp_path):
     assert reply.values == pytest.approx([torch.tensor(float(t)).sigmoid().item() for t in range(1, len(STEPS) + 1)])
 
 
+@pytest.mark.parametrize("name", STEPWISE)
+def test_a_separator_that_never_occurs_makes_one_step_of_all(name, tmp_path):
+    """What particle filtering found best: the whole beginning is judged as one step."""
+    reward = opened(name, save(tmp_path, name), separator="<never>")
+    ids, ends = reward.how.read(QUESTION, CONVENTIONS[name].separator.join(STEPS))
+    said = tokenizer(name).decode(ids)
+    assert len(ends) == 1 and all(step in said for step in STEPS)
+    assert said.index(STEPS[-1]) < len(tokenizer(name).decode(ids[: ends[0] + 1]))
+    (reply,) = ask(RewardEngine(reward), CONVENTIONS[name].separator.join(STEPS))
+    assert len(reply.values) == 1
+
+
+@pytest.mark.parametrize("sure", [-3e4, 3e4])
+@pytest.mark.parametrize("name", STEPWISE)
+def test_a_reward_of_exactly_nothing_keeps_its_place(name, sure, tmp_path):
+    """Published helpers pick the rewards that are not 0, and so lose steps whose probability underflows."""
+    reward = opened(name, save(tmp_path, name))
+    ends = written(name)[1]
+
+    class Sure(torch.nn.Module):
+        config, device = reward.model.config, torch.device("cpu")
+
+        def forward(self, input_ids, attention_mask):
+            at = torch.zeros(1, input_ids.shape[1])
+            at[0, ends[1]] = sure
+            two = torch.stack([torch.zeros_like(at), at], -1)
+            return type("Said", (), {"logits": at[..., None] if name.startswith("skywork") else two})
+
+    object.__setattr__(reward, "model", Sure())
+    (reply,) = ask(RewardEngine(reward), CONVENTIONS[name].separator.join(STEPS))
+    assert reply.values == (0.5, float(sure > 0), *[0.5] * (len(STEPS) - 2))
+
+
 def test_batches_and_padding_change_nothing(checkpoint):
     name, folder = checkpoint
     separator = CONVENTIONS[name].separator or "\n"

@@ -72,3 +72,25 @@ def test_settings_that_cannot_be_meant_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             parse(words)
+
+
+def teller(prompt, text):
+    """Retells the solution; then one lesson, the same each time, and one that lacks its suggestion."""
+    if text:
+        return {"": 1.0}
+    if "YAML" not in prompt:
+        return {f"RETOLD {prompt.partition('olution:' + chr(10))[2].partition(chr(10))[0]}": 1.0}
+    assert "RETOLD" in prompt and "so far" not in prompt, "who writes lessons does not see the memory"
+    return {"- situation: a sum\n  suggestion: count\n- situation: a product\n": 1.0}
+
+
+def test_lessons_are_all_added_whatever_there_is():
+    memory, counts = written(solved(DRAWS), ToyEngine(teller), form="lessons")
+    assert [(m.situation, m.suggestion, m.source) for m in memory.lessons] == [
+        ("a sum", "count", "t/1"),
+        ("a sum", "count", "t/3"),
+    ]
+    assert counts == {"problems": 2, "entries": 2, "unreadable": 2, "of no known kind": 0} and not memory.concepts
+    assert written(solved(DRAWS), ToyEngine(teller, slots=1), form="lessons", batch=2)[0] == memory
+    with pytest.raises(ValueError, match="form must be concepts or lessons"):
+        parse(["--rollouts", "a", "--output_dir", "b", "--form", "poems"])
