@@ -16,7 +16,7 @@ from extratime.evaluate.crossover import (
     growth,
     multiplier_interval,
 )
-from extratime.evaluate.resampling import Kind, accuracy
+from extratime.evaluate.attempts import Kind, accuracy
 
 
 def test_a_frontier_by_hand():

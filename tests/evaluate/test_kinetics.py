@@ -6,7 +6,6 @@ import pytest
 
 from extratime.evaluate.cost import eflops, flops, kv_bytes, span_pairs
 from extratime.evaluate.crossover import Frontier
-from extratime.evaluate.sparse import attended, sparse_eflops
 from extratime.models.request import Shape
 
 QWEN3 = {
@@ -83,49 +82,3 @@ def test_the_best_of_what_a_budget_pays_for():
     assert math.isnan(line.at(min(c for c, _, _ in cells) / 2))
     small = Frontier(*zip(*[(c, a) for c, a, name in cells if name == "0.6B"], strict=True))
     assert line.reaches(0.9) < small.reaches(0.9) / 5
-
-
-# --- sparse attention
-
-SHORT = [(100, 500, 300), (100, 150, 300), (400, 500, 300), (0, 64, 16), (100, 200, 300), (0, 1, 8)]
-
-
-@pytest.mark.parametrize(("prompt", "generated", "budget"), SHORT)
-def test_attended_tokens_are_a_sum_over_steps(prompt, generated, budget):
-    by_loop = sum(min(prompt + t + 0.5, budget) for t in range(generated))
-    assert attended(prompt, generated, budget) == pytest.approx(by_loop, rel=1e-3)
-
-
-def test_the_square_is_taken_off_and_not_added():
-    assert attended(100, 500, 300) == 130_000, "the published code says 170,000"
-    assert attended(100, 150, 300) == (100 + 75) * 150, "and takes off too much where the budget never fills"
-
-
-def test_a_budget_for_all_is_dense_attention_without_a_shared_prompt():
-    shape, prompt, generated = QWEN3["0.6B"], 256, 512
-    for n in (1, 4):
-        dense = eflops(shape, prompt, generated, 1, B200) * n
-        assert sparse_eflops(shape, prompt, generated, n, 1000, B200) == pytest.approx(dense, rel=1e-12)
-
-
-def memory(*args, **search):
-    return sparse_eflops(*args, 1.0, **search) - sparse_eflops(*args, 0.0, **search)
-
-
-def test_memory_is_linear_in_length_where_the_budget_is_short():
-    shape = QWEN3["0.6B"]
-    window = [memory(shape, 256, n, 1, 512) for n in (32_768, 65_536)]
-    blocks = [memory(shape, 256, n, 1, 512, block=16) for n in (32_768, 65_536)]
-    assert window[1] / window[0] == pytest.approx(2, abs=0.02)
-    assert 2 < blocks[1] / blocks[0] < 4, "looking for blocks reads them all"
-    assert memory(shape, 256, 32_768, 1, 512) < memory(shape, 256, 32_768, 1, 40_000) / 30
-
-
-def test_looking_for_blocks_costs_something_however_short_the_context():
-    shape = QWEN3["0.6B"]
-    for intensity in (0.0, B200):
-        plain = sparse_eflops(shape, 2, 4, 2, 16, intensity)
-        width, keys = shape.head_dim * shape.layers, (2 + 4 / 2) / 16 * 4
-        found = sparse_eflops(shape, 2, 4, 2, 16, intensity, block=16) - plain
-        read = shape.dtype_bytes * (2 + 2 * 4 / 2) / 16 * 4 * shape.kv_heads * width
-        assert found == pytest.approx(2 * 2 * keys * shape.heads * width + intensity * read)
