@@ -12,7 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,8 +87,7 @@ class _Fiber:
     role: str = "policy"
 
 
-@dataclass(frozen=True, slots=True)
-class _Want:
+class _Want(NamedTuple):
     """A fiber's slot that waits for a path of an engine; `full` is the length of a full response."""
 
     fiber: _Fiber
@@ -212,8 +211,9 @@ class Schedule:
         fiber.missing -= 1
         if fiber.missing:
             return
-        fiber.meter.join([child.meter for child in fiber.children])
-        fiber.children = []
+        if fiber.children:
+            fiber.meter.join([child.meter for child in fiber.children])
+            fiber.children = []
         self._settle(fiber)
         errors = [reply for reply in fiber.replies if isinstance(reply, EngineError)]
         self._ready.append((fiber, errors[0] if errors else fiber.replies))

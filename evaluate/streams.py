@@ -23,12 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path as File
 from typing import Any, NamedTuple, TextIO
 
-from extratime.models.request import Completion, Drawn, Engine, Finish, Path, Probe, Prompt, Score, digest
+from extratime.models.request import Completion, Drawn, Engine, Finish, Path, Probe, Prompt, Sampling, Score, digest
 
 log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 1.0
 """Draws that a machine may lose when its power fails. A disk takes milliseconds to sync, more than the scheduler."""
+
+_json = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
 
 @dataclass(slots=True)
@@ -69,8 +71,7 @@ class Known:
         return self.ends[tokens - 1] if tokens else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+class Reader(NamedTuple):
     """How far someone reads.
 
     Attributes:
@@ -86,17 +87,35 @@ class Reader:
     after: int = 0
 
 
-def read(known: Known, prompt: Prompt, path: Path, reader: Reader) -> Completion | None:
-    """The path as far as `reader` wants it, or None if more must be drawn first."""
+def read(
+    known: Known,
+    prompt: Prompt,
+    path: Path,
+    reader: Reader,
+    law: Sampling | None = None,
+    stem: tuple[int, int] = (0, 0),
+    cut: bool = False,
+) -> Completion | None:
+    """The path as far as `reader` wants it, or None if more must be drawn first.
+
+    Args:
+        known: what is known of the path, or of the whole response if it has a stem.
+        prompt: what it continues.
+        path: where it was drawn.
+        reader: how far to read.
+        law: under which it was drawn.
+        stem: tokens and characters at the beginning that `path` does not hold.
+        cut: whether the reader's length is where the budget ends.
+    """
     stop = min(_stops(known, reader), default=None)
     if stop is None:
         return None
     n, _, finish, end = stop
-    ids = known.tokens[: n - 1 if finish == "eos" else n]
-    text = known.text[:end]
-    return Completion(
-        prompt, text, n, tuple(ids), tuple(known.logprobs[:n]), tuple(known.tempered[:n]), finish, path=path
-    )
+    ids = tuple(known.tokens[: n - 1 if finish == "eos" else n])
+    if cut and finish == "length":
+        finish = "cut"
+    logprobs, tempered = tuple(known.logprobs[:n]), tuple(known.tempered[:n])
+    return Completion(prompt, known.text[:end], n, ids, logprobs, tempered, finish, law, path, stem)
 
 
 def reply_key(engine: Engine, request: Score | Probe) -> str:
@@ -279,7 +298,7 @@ def _ends_with_newline(file: File) -> bool:
 
 
 def _line(record: dict[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
+    text = _json(record)
     return f"{_crc(text)} {text}\n"
 
 
