@@ -69,7 +69,7 @@ class Aim(NamedTuple):
             path_seed(self.path),
             self.sampling,
             (full or self.reader.max_tokens) - tokens,
-            tuple(known.tokens),
+            known.tokens,
             known.text,
             self.reader.until,
             () if full else self.reader.pause,

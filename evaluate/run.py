@@ -152,7 +152,7 @@ def _record(bench: Bench, item: Scored, responses: dict[str, dict[str, Any]]) ->
         "answer": responses[name]["answer"],
         "why": answer.why,
         "pool": pool,
-        "cost": asdict(result.cost),
+        "cost": result.cost._asdict(),
     }
 
 

@@ -19,7 +19,7 @@ import time
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any, NamedTuple, TextIO
 
@@ -35,19 +35,18 @@ _json = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
 @dataclass(slots=True)
 class Known:
-    """What is known of one path; see `Drawn` for the fields."""
+    """What is known of one path; see `Drawn` for the fields. Whoever reads all of it shares these very tuples."""
 
     text: str = ""
-    ends: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    tempered: list[float] = field(default_factory=list)
+    ends: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    tempered: tuple[float, ...] = ()
     eos: bool = False
 
     def append(self, drawn: Drawn) -> None:
         """Add what was read after the part already known."""
-        offset = len(self.text)
-        self.ends += [offset + end for end in drawn.ends]
+        self.ends += _shifted(drawn.ends, len(self.text))
         self.text += drawn.text
         self.tokens += drawn.tokens
         self.logprobs += drawn.logprobs
@@ -59,16 +58,20 @@ class Known:
         offset = len(stem.text)
         return Known(
             stem.text + self.text,
-            [offset] * stem.n_tokens + [offset + end for end in self.ends],
-            [*stem.tokens, *self.tokens],
-            [*stem.logprobs, *self.logprobs],
-            [*stem.tempered, *self.tempered],
+            (offset,) * stem.n_tokens + _shifted(self.ends, offset),
+            stem.tokens + self.tokens,
+            stem.logprobs + self.logprobs,
+            stem.tempered + self.tempered,
             self.eos,
         )
 
     def chars(self, tokens: int) -> int:
         """Characters of text after so many tokens."""
         return self.ends[tokens - 1] if tokens else 0
+
+
+def _shifted(ends: tuple[int, ...], offset: int) -> tuple[int, ...]:
+    return tuple([offset + end for end in ends]) if offset else ends
 
 
 class Reader(NamedTuple):
@@ -111,11 +114,10 @@ def read(
     if stop is None:
         return None
     n, _, finish, end = stop
-    ids = tuple(known.tokens[: n - 1 if finish == "eos" else n])
+    text, ids = known.text[:end], known.tokens[: n - 1 if finish == "eos" else n]
     if cut and finish == "length":
         finish = "cut"
-    logprobs, tempered = tuple(known.logprobs[:n]), tuple(known.tempered[:n])
-    return Completion(prompt, known.text[:end], n, ids, logprobs, tempered, finish, law, path, stem)
+    return Completion(prompt, text, n, ids, known.logprobs[:n], known.tempered[:n], finish, law, path, stem)
 
 
 def reply_key(engine: Engine, request: Score | Probe) -> str:
