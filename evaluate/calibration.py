@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from extratime.evaluate.stats import Array, Interval, Ints, clustered_ci, finite, percentiles, resampled
+from extratime.evaluate.resampling import percentiles, resampled
+from extratime.evaluate.stats import Array, Interval, Ints, clustered_ci, finite
 
 
 def auroc(scores: npt.ArrayLike, correct: npt.ArrayLike) -> float:

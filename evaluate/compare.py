@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from extratime.evaluate.calibration import probabilities
-from extratime.evaluate.stats import Array, finite, resampled
+from extratime.evaluate.resampling import resampled
+from extratime.evaluate.stats import Array, finite
 
 
 def holm(p_values: npt.ArrayLike) -> Array:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from extratime.evaluate.streams import Known, Reader, read
 from extratime.models.paths import path_seed, stream_name
 from extratime.models.request import Completion, Draw, Engine, Path, Prompt, Sampling
 
 
-@dataclass(frozen=True, slots=True)
-class Aim:
+class Aim(NamedTuple):
     """One path, and how it completes a response.
 
     Attributes:
@@ -49,13 +49,10 @@ class Aim:
             last: nothing more can be drawn; a path that is too short then counts as cut.
         """
         whole = known.after(self.stem) if self.stem else known
-        limit = min(self.reader.max_tokens, len(whole.ends)) if last else self.reader.max_tokens
-        part = read(whole, self.origin, self.path, replace(self.reader, max_tokens=limit))
-        if part is None:
-            return None
-        short = self.cut or limit < self.reader.max_tokens
-        finish = "cut" if part.finish == "length" and short else part.finish
-        return replace(part, finish=finish, sampling=self.sampling, stem=_size(self.stem))
+        reader, cut = self.reader, self.cut
+        if last and len(whole.ends) < reader.max_tokens:
+            reader, cut = reader._replace(max_tokens=len(whole.ends)), True
+        return read(whole, self.origin, self.path, reader, self.sampling, _size(self.stem), cut)
 
     def draw(self, known: Known, full: int | None) -> Draw:
         """Ask for the rest of the path.
@@ -72,7 +69,7 @@ class Aim:
             path_seed(self.path),
             self.sampling,
             (full or self.reader.max_tokens) - tokens,
-            tuple(known.tokens),
+            known.tokens,
             known.text,
             self.reader.until,
             () if full else self.reader.pause,

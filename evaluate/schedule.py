@@ -12,7 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,8 +87,7 @@ class _Fiber:
     role: str = "policy"
 
 
-@dataclass(frozen=True, slots=True)
-class _Want:
+class _Want(NamedTuple):
     """A fiber's slot that waits for a path of an engine; `full` is the length of a full response."""
 
     fiber: _Fiber
@@ -212,8 +211,9 @@ class Schedule:
         fiber.missing -= 1
         if fiber.missing:
             return
-        fiber.meter.join([child.meter for child in fiber.children])
-        fiber.children = []
+        if fiber.children:
+            fiber.meter.join([child.meter for child in fiber.children])
+            fiber.children = []
         self._settle(fiber)
         errors = [reply for reply in fiber.replies if isinstance(reply, EngineError)]
         self._ready.append((fiber, errors[0] if errors else fiber.replies))
@@ -255,6 +255,7 @@ class Schedule:
         full = cell.problem.max_tokens if ours else request.max_tokens or cell.problem.max_tokens
         limit, left = min(full, request.max_tokens or full), fiber.meter.left
         prompt = request.prompt if request.prompt.ids is not None else engine.encode(request.prompt.text)
+        until, fresh = cell.until if ours else (), _law(request, cell.sampling if ours else Sampling())
         for slot, given in enumerate(request.along or [None] * request.n):
             stem = given if ours or given is None else in_tokens(given, engine)
             if stem is not None and not (stem.readable and stem.n_tokens < limit):
@@ -266,10 +267,7 @@ class Schedule:
             if grant <= 0:
                 yield replace(stem or Completion(prompt, "", 0), finish="cut")
                 continue
-            law = (stem and stem.sampling) or (cell.sampling if ours else Sampling())
-            law = law if request.temperature is None else law.at(request.temperature)
-            law = law if request.block is None else law.in_blocks(request.block)
-            until = cell.until if ours else ()
+            law = _law(request, stem.sampling) if stem and stem.sampling else fresh
             reader = Reader(have + grant, until, request.pause, len(stem.text) if stem else 0)
             cut = grant < limit - have
             aim = fiber.cursor.aim(prompt, law, stem, reader, cut, engine.fingerprint)
@@ -376,6 +374,12 @@ def _start(cell: Cell, fingerprint: str) -> _Fiber:
     program = cell.strategy(cell.problem, cell.budget, rng)
     meter = Meter(cell.budget * cell.problem.max_tokens)
     return _Fiber(cell, program, meter, Cursor(fingerprint, (cell.replicate,), meter.extents))
+
+
+def _law(request: Sample, law: Sampling) -> Sampling:
+    """`law` as far as a request leaves it as it is."""
+    law = law if request.temperature is None else law.at(request.temperature)
+    return law if request.block is None else law.in_blocks(request.block)
 
 
 def _length(prompt: Prompt) -> int:

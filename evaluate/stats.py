@@ -13,16 +13,16 @@ so that neither overflows nor cancels at any pool size.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from extratime.evaluate.resampling import batches, flipped, percentiles, resampled
+
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
-
-_CHUNK = 1 << 20  # array elements a resampling step may hold at once: 8 MB of float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def maj_at_k_sampled(
     """
     _check_votes(correct, others, unparsed, k)
     pool = [correct, *others, unparsed]
-    chunks = [rng.multivariate_hypergeometric(pool, k, n)[:, :-1] for n in _batches(draws, len(pool))]
+    chunks = [rng.multivariate_hypergeometric(pool, k, n)[:, :-1] for n in batches(draws, len(pool))]
     return _mean_and_se(np.concatenate([_credit(votes) for votes in chunks]))
 
 
@@ -212,7 +212,7 @@ def weighted_maj_at_k(
     parsed = (ids >= 0).astype(float)
     classes = int(ids.max()) + 2
     credits = []
-    for n in _batches(draws, m + classes):
+    for n in batches(draws, m + classes):
         subset = rng.random((n, m)).argpartition(k - 1, axis=1)[:, :k]
         cast = (w * parsed)[subset]
         cast = np.where(cast.any(axis=1, keepdims=True), cast, parsed[subset])
@@ -288,10 +288,15 @@ def question_means(samples: Sequence[npt.ArrayLike] | Array) -> Array:
     Raises:
         ValueError: there is no question, or a question has no sample or one that is not finite.
     """
-    means = np.array([finite(x, f"question {i}").mean() for i, x in enumerate(samples)])
-    if not means.size:
+    if not len(samples):
         raise ValueError("no questions: there is nothing to average")
-    return means
+    try:
+        table = np.asarray(samples, dtype=float, order="C")  # row by row, as each would be summed alone
+    except ValueError:  # not as many samples of every question
+        table = np.empty(0)
+    if not (table.size and table.ndim <= 2 and np.isfinite(table).all()):
+        return np.array([finite(x, f"question {i}").mean() for i, x in enumerate(samples)])
+    return table.reshape(len(table), -1).mean(axis=1)
 
 
 def clustered_se(samples: Sequence[npt.ArrayLike] | Array) -> float:
@@ -347,8 +352,7 @@ def paired_difference(
 def _sign_flip_p(d: Array, rng: np.random.Generator, resamples: int) -> float:
     threshold = abs(d.sum()) - 1e-12 * np.abs(d).sum()  # equal sums in another order count as equal
     extreme = 0
-    for n in _batches(resamples, d.size):
-        signs = 2.0 * rng.integers(0, 2, (n, d.size), dtype=np.int8) - 1.0
+    for signs in flipped(d.size, resamples, rng):
         extreme += int(np.count_nonzero(np.abs(signs @ d) >= threshold))
     return (1 + extreme) / (1 + resamples)
 
@@ -366,29 +370,6 @@ def mcnemar(b: int, c: int) -> float:
         tail += term
         term = term * (n - i) // (i + 1)
     return float(min(1.0, 2 * tail / 2**n))
-
-
-def resampled(questions: int, resamples: int, rng: np.random.Generator) -> Iterator[Array]:
-    """How often each question is drawn, in chunks of shape (resamples, questions)."""
-    for n in _batches(resamples, questions):
-        drawn = rng.integers(0, questions, (n, questions)) + questions * np.arange(n)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=n * questions).reshape(n, questions).astype(float)
-
-
-def _batches(draws: int, width: int) -> Iterator[int]:
-    """Split draws into row counts whose (rows, width) array fits the memory bound."""
-    if draws < 2:
-        raise ValueError(f"{draws} draws show no spread: ask for at least 2")
-    rows = max(1, _CHUNK // width)
-    return (min(rows, draws - start) for start in range(0, draws, rows))
-
-
-def percentiles(draws: Array, questions: int) -> tuple[float, float]:
-    """Ends of the 95 % percentile interval of a bootstrap over so many questions; NaN below two."""
-    if questions < 2:
-        return math.nan, math.nan
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def finite(values: npt.ArrayLike, name: str) -> Array:

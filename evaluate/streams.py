@@ -19,33 +19,34 @@ import time
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any, NamedTuple, TextIO
 
-from extratime.models.request import Completion, Drawn, Engine, Finish, Path, Probe, Prompt, Score, digest
+from extratime.models.request import Completion, Drawn, Engine, Finish, Path, Probe, Prompt, Sampling, Score, digest
 
 log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 1.0
 """Draws that a machine may lose when its power fails. A disk takes milliseconds to sync, more than the scheduler."""
 
+_json = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+
 
 @dataclass(slots=True)
 class Known:
-    """What is known of one path; see `Drawn` for the fields."""
+    """What is known of one path; see `Drawn` for the fields. Whoever reads all of it shares these very tuples."""
 
     text: str = ""
-    ends: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    tempered: list[float] = field(default_factory=list)
+    ends: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    tempered: tuple[float, ...] = ()
     eos: bool = False
 
     def append(self, drawn: Drawn) -> None:
         """Add what was read after the part already known."""
-        offset = len(self.text)
-        self.ends += [offset + end for end in drawn.ends]
+        self.ends += _shifted(drawn.ends, len(self.text))
         self.text += drawn.text
         self.tokens += drawn.tokens
         self.logprobs += drawn.logprobs
@@ -57,10 +58,10 @@ class Known:
         offset = len(stem.text)
         return Known(
             stem.text + self.text,
-            [offset] * stem.n_tokens + [offset + end for end in self.ends],
-            [*stem.tokens, *self.tokens],
-            [*stem.logprobs, *self.logprobs],
-            [*stem.tempered, *self.tempered],
+            (offset,) * stem.n_tokens + _shifted(self.ends, offset),
+            stem.tokens + self.tokens,
+            stem.logprobs + self.logprobs,
+            stem.tempered + self.tempered,
             self.eos,
         )
 
@@ -69,8 +70,11 @@ class Known:
         return self.ends[tokens - 1] if tokens else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+def _shifted(ends: tuple[int, ...], offset: int) -> tuple[int, ...]:
+    return tuple([offset + end for end in ends]) if offset else ends
+
+
+class Reader(NamedTuple):
     """How far someone reads.
 
     Attributes:
@@ -86,17 +90,34 @@ class Reader:
     after: int = 0
 
 
-def read(known: Known, prompt: Prompt, path: Path, reader: Reader) -> Completion | None:
-    """The path as far as `reader` wants it, or None if more must be drawn first."""
+def read(
+    known: Known,
+    prompt: Prompt,
+    path: Path,
+    reader: Reader,
+    law: Sampling | None = None,
+    stem: tuple[int, int] = (0, 0),
+    cut: bool = False,
+) -> Completion | None:
+    """The path as far as `reader` wants it, or None if more must be drawn first.
+
+    Args:
+        known: what is known of the path, or of the whole response if it has a stem.
+        prompt: what it continues.
+        path: where it was drawn.
+        reader: how far to read.
+        law: under which it was drawn.
+        stem: tokens and characters at the beginning that `path` does not hold.
+        cut: whether the reader's length is where the budget ends.
+    """
     stop = min(_stops(known, reader), default=None)
     if stop is None:
         return None
     n, _, finish, end = stop
-    ids = known.tokens[: n - 1 if finish == "eos" else n]
-    text = known.text[:end]
-    return Completion(
-        prompt, text, n, tuple(ids), tuple(known.logprobs[:n]), tuple(known.tempered[:n]), finish, path=path
-    )
+    text, ids = known.text[:end], known.tokens[: n - 1 if finish == "eos" else n]
+    if cut and finish == "length":
+        finish = "cut"
+    return Completion(prompt, text, n, ids, known.logprobs[:n], known.tempered[:n], finish, law, path, stem)
 
 
 def reply_key(engine: Engine, request: Score | Probe) -> str:
@@ -279,7 +300,7 @@ def _ends_with_newline(file: File) -> bool:
 
 
 def _line(record: dict[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
+    text = _json(record)
     return f"{_crc(text)} {text}\n"
 
 

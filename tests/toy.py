@@ -227,7 +227,7 @@ def run(engine, cells, streams: Streams | None = None, ledger: Ledger | None = N
 
 def plain(result: Result) -> str:
     """Everything a result says, as text."""
-    said = asdict(result.answer), asdict(result.cost), result.error
+    said = asdict(result.answer), result.cost._asdict(), result.error
     return f"{result.cell.key}: {json.dumps(said, sort_keys=True)}"
 
 

@@ -178,7 +178,7 @@ def _means(group: Group) -> Callable[[Callable[[Cost], float]], float]:
     """Mean over questions of a question's mean over replicates, as for accuracy."""
 
     def mean(of: Callable[[Cost], float]) -> float:
-        return float(np.mean([np.mean([of(r.cost) for r in replicates]) for replicates in group.values()]))
+        return float(stats.question_means(values(group, lambda r: of(r.cost))).mean())
 
     return mean
 

@@ -235,7 +235,7 @@ def _result(record: dict[str, Any]) -> Result:
         outcome=outcome,
         error=error,
         pool=tuple((sys.intern(str(i)), _number(weight)) for i, weight in record["pool"]),
-        cost=Cost(**{f.name: int(read[f.name]) for f in fields(Cost)}),
+        cost=Cost(**{name: int(read[name]) for name in Cost._fields}),
     )
 
 

@@ -23,6 +23,7 @@ from table import at_least, at_most, row, show
 from extratime.evaluate import stats
 from extratime.evaluate.forcing import force
 from extratime.evaluate.regret import normalised_regret, success_at
+from extratime.evaluate.resampling import resampled
 from extratime.evaluate.schedule import Schedule
 from extratime.evaluate.streams import Streams
 from extratime.models.engines.open import open_recipe
@@ -140,7 +141,7 @@ def repeats(draw):
 def ratio(a, b, rng):
     """Mean of a ÷ mean of b over the same questions, with its 95 % bootstrap interval."""
     a, b = np.asarray(a, float), np.asarray(b, float)
-    draws = np.concatenate([(counts @ a) / (counts @ b) for counts in stats.resampled(len(a), 10_000, rng)])
+    draws = np.concatenate([(counts @ a) / (counts @ b) for counts in resampled(len(a), 10_000, rng)])
     return a.mean() / b.mean(), *np.quantile(draws, (0.025, 0.975))
 
 

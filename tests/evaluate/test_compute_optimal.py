@@ -275,7 +275,7 @@ def test_matched_tokens_allow_what_plain_draws_took_on_the_same_questions(tmp_pa
     run = finished(tmp_path)
     curve = compute_optimal(run, "oracle", "tokens", bins=2, resamples=100)
     assert [point.accuracy for point in curve.points] == [0.5, 1.0, 1.0]
-    dear = [replace(r, cost=replace(r.cost, judged=1)) if r.strategy == "beam" else r for r in run.results]
+    dear = [replace(r, cost=r.cost._replace(judged=1)) if r.strategy == "beam" else r for r in run.results]
     curve = compute_optimal(replace(run, results=tuple(dear)), "oracle", "tokens", bins=2, resamples=100)
     assert [point.accuracy for point in curve.points] == [0.5, 0.5, 1.0]
 
