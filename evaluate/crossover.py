@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from extratime.evaluate.stats import Array, finite, resampled
+from extratime.evaluate.resampling import resampled
+from extratime.evaluate.stats import Array, finite
 
 WITHIN = 0.005
 """How near to its plateau a vote counts as saturated: half a point."""

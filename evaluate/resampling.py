@@ -4,8 +4,8 @@ A report tests hundreds of rows, each with a generator of its own that begins at
 on its neighbours. On as many questions they all come to the same draws, and to draw takes longer than to use them.
 """
 
+import json
 import math
-import pickle
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -69,17 +69,21 @@ def _signs(rng: np.random.Generator, rows: int, questions: int) -> npt.NDArray[n
 def _once(draw: Draw, questions: int, resamples: int, rng: np.random.Generator) -> list[npt.NDArray[Any]]:
     """All chunks of `draw`; leaves `rng` where drawing them leaves it."""
     bits = rng.bit_generator
-    chunks, after = _kept(draw, questions, resamples, type(bits), pickle.dumps(bits.state))
-    bits.state = pickle.loads(after)
+    chunks, after = _kept(draw, questions, resamples, type(bits), _told(bits))
+    bits.state = json.loads(after)
     return chunks
 
 
 @lru_cache(maxsize=8)  # two a number of questions, and a task or two besides: 10,000 × 1,000 questions take 30 MB
 def _kept(
-    draw: Draw, questions: int, resamples: int, kind: type[np.random.BitGenerator], before: bytes
-) -> tuple[list[npt.NDArray[Any]], bytes]:
+    draw: Draw, questions: int, resamples: int, kind: type[np.random.BitGenerator], before: str
+) -> tuple[list[npt.NDArray[Any]], str]:
     bits = kind()
-    bits.state = pickle.loads(before)
+    bits.state = json.loads(before)
     rng = np.random.Generator(bits)
     chunks = [draw(rng, rows, questions) for rows in batches(resamples, questions)]
-    return chunks, pickle.dumps(bits.state)
+    return chunks, _told(bits)
+
+
+def _told(bits: np.random.BitGenerator) -> str:
+    return json.dumps(bits.state, default=np.ndarray.tolist)

@@ -296,7 +296,8 @@ def question_means(samples: Sequence[npt.ArrayLike] | Array) -> Array:
         table = np.empty(0)
     if not (table.size and table.ndim <= 2 and np.isfinite(table).all()):
         return np.array([finite(x, f"question {i}").mean() for i, x in enumerate(samples)])
-    return table.reshape(len(table), -1).mean(axis=1)
+    means: Array = table.reshape(len(table), -1).mean(axis=1)
+    return means
 
 
 def clustered_se(samples: Sequence[npt.ArrayLike] | Array) -> float:

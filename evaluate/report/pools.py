@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from extratime.evaluate import calibration, stats
+from extratime.evaluate import calibration, resampling, stats
 from extratime.evaluate.program import rank
 from extratime.evaluate.report.leaderboard import ALL, plain
 from extratime.evaluate.report.read import Response, Result, Run
@@ -219,11 +219,11 @@ def _bend(task: str, kind: str, verifier: str, values: Mapping[int, Sequence[flo
     if curve is None:
         return [Enough(task, kind, verifier, *[math.nan] * 6)]
     draws = []
-    for counts in stats.resampled(questions, min(resamples, FITS), np.random.default_rng(0)):
+    for counts in resampling.resampled(questions, min(resamples, FITS), np.random.default_rng(0)):
         for row in counts / questions:
             drawn = fit({k: min(1.0, float(row @ each)) for k, each in whole.items()}, spread)
             draws.append(drawn.enough(POINT) if drawn else 1)
-    ends = stats.percentiles(np.array(draws, dtype=float), questions)
+    ends = resampling.percentiles(np.array(draws, dtype=float), questions)
     misfit = max(abs(curve.at(k) - mean) for k, mean in means.items())
     return [Enough(task, kind, verifier, curve.ceiling, curve.p, curve.enough(POINT), *ends, misfit)]
 
