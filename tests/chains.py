@@ -144,6 +144,19 @@ class Chain(Model):
         return float(self.table[len(x) - 2, x[-1], x[-2]])
 
 
+def story(text):
+    """Steps a or b until it ends; which is likelier after a."""
+    if text and not text.endswith("\n"):
+        return {"": 1.0}
+    steps = text.count("\n")
+    end = {".": 1.0} if steps == 4 else {".": 0.5 if text.endswith("a\n") else 0.2} if steps else {}
+    left = 1 - sum(end.values())
+    return end | ({"a\n": left / 2, "b\n": left / 2} if left else {})
+
+
+STORY = Model(story, lambda text: 2.0 if text.endswith("a\n") else 0.5, 8)
+
+
 def prefixes(text):
     """Of whole steps."""
     return list(accumulate(text.splitlines(keepends=True)))

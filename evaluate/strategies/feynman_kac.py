@@ -9,6 +9,10 @@ p₁ is the policy, p₂ the model of another role; β < 0 steers away from it. 
 weight of a token is Σ_v p₁(v)^α, whatever token was drawn: the least variance that a look at the prefix allows (agrees
 with Power-SMC, arXiv 2602.10273). Particles are resampled when their effective sample size is below `ess` of them.
 
+With `bridge` the powers go from 1 and 0, the policy itself, to α and β over so many steps. Weights then tell the ratio
+of whole prefixes, γ_t(x_{1:t}) / γ_{t−1}(x_{1:t−1}), and what is left of the way is made up for in the end. With α = 0
+and β = 1 it is a path from one policy to another. On short responses weights are no more even with it.
+
 A target p₁·exp(r/λ) with a reward r of prefixes is `particle_filter` with `reading: exponential`, `weighting: ratio`
 and `tau: λ`. Powers above 1 favour short responses: that is the target. What a cell's top-p or top-k cuts off is no
 part of it; and p₂ does not judge where a response ends, since it reads text.
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -41,6 +46,7 @@ def feynman_kac(
     beta: float = 0.0,
     role: str = "judge",
     temperature: float | None = None,
+    bridge: int = 0,
     resample: smc.Resampler = "systematic",
     ess: float = 0.5,
     choose: Literal["draw", "vote"] = "draw",
@@ -53,10 +59,12 @@ def feynman_kac(
         problem: what to answer.
         budget: particles.
         rng: draws ancestors and the answer.
-        alpha: power of the policy, > 0; 4 is usual for reasoning, 10 to 20 were published for code.
+        alpha: power of the policy, ≥ 0; 4 is usual for reasoning, 10 to 20 were published for code.
         beta: power of the other model; 0 does not ask it.
         role: whose engine the other model is.
-        temperature: of the draws; None takes 1/alpha, or for a single particle, which no weight corrects, the cell's.
+        temperature: of the draws; None takes 1/alpha, or the cell's where alpha is 0 or there is a single particle,
+            which no weight corrects.
+        bridge: steps over which the powers go from 1 and 0 to alpha and beta; 0 has the target at once.
         resample: resampling scheme.
         ess: resample when the effective sample size is at most this share of the particles; published 0.5.
         choose: a draw in proportion to the weights, or a weighted vote.
@@ -64,21 +72,28 @@ def feynman_kac(
         rounds: steps after which every particle is read to its end.
 
     Raises:
-        ValueError: `alpha` is not above 0, or the engine tells no log-probabilities of its draws.
+        ValueError: `alpha` is below 0, or the engine tells no log-probabilities of its draws.
     """
-    if alpha <= 0:
-        raise ValueError(f"alpha must be above 0, not {alpha}")
+    if alpha < 0:
+        raise ValueError(f"alpha must be at least 0, not {alpha}")
+    targets: list[list[float]] = []
 
     def weigh(problem: Problem, responses: Sequence[Completion]) -> Program[list[float]]:
-        """Ln γ/q of each response so far."""
+        """Ln γ_t/q of each response so far."""
         asked = (Score(Prompt(r.prompt.text), r.text, role) for r in responses if r.text)
         other = iter((yield from score(asked)) if beta else ())
-        return [_tilt(r, alpha, beta, next(other, ()) if r.text else ()) for r in responses]
+        told = [next(other, ()) if r.text else () for r in responses]
+        targets.append([_tilt(r, alpha, beta, said) for r, said in zip(responses, told, strict=True)])
+        share = min(1.0, len(targets) / bridge) if bridge else 1.0
+        powers = 1 + share * (alpha - 1), share * beta
+        return [_tilt(r, *powers, said) for r, said in zip(responses, told, strict=True)]
 
-    hot = temperature if temperature is not None or budget == 1 else 1 / alpha
+    hot = temperature if temperature is not None or budget == 1 or not alpha else 1 / alpha
     rule = Rule("exponential", 1.0, "ratio", "absorb", resample, ess, step=tuple(step), rounds=rounds, temperature=hot)
     history = yield from sweep(problem, budget, rng, weigh, rule)
-    return decide(problem, history[-1:], rng, choose, f"{choose} of {budget} particles, ln Z {history[-1].log_z:.3f}")
+    rest = smc.ratios(smc.potentials(targets[-1], "exponential"), history[-1].potentials)
+    final = replace(history[-1], weights=history[-1].weights + rest)
+    return decide(problem, [final], rng, choose, f"{choose} of {budget} particles, ln Z {final.log_z:.3f}")
 
 
 def _tilt(response: Completion, alpha: float, beta: float, other: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from chains import PROBLEM, Chain, Model, chain, paused, response
+from chains import PROBLEM, STORY, Chain, Model, T, chain, paused, response
 from chains import SHORT as P
 from laws import within
 from played import rng, scored
@@ -91,6 +91,43 @@ def test_a_product_of_two_models_is_sampled():
     assert distance(target, found) < distance({text: p**0.7 for text, p in model.prior.items()}, found) / 2
 
 
+def unbiased(target, found):
+    """Whether Ẑ/Z is 1 on average, within three standard errors."""
+    ratios = np.array([z for z, _, _ in found]) / sum(target.values())
+    return abs(ratios.mean() - 1) < 3 * ratios.std() / math.sqrt(ratios.size)
+
+
+@pytest.mark.parametrize("bridge", [2, 4, 9])
+def test_a_bridge_leads_to_the_power_of_a_policy_even_where_responses_end_before_it(bridge):
+    target = power(chain())
+    found = told(chain(), 150, n=16, of={"bridge": bridge})
+    assert unbiased(target, found) and distance(target, found) <= 0.08
+
+
+def test_a_bridge_leads_from_one_policy_to_another():
+    """p₁ at first, p₂ in the end: half of their mass is not shared."""
+    other = Chain(1)
+    model = Chain(0, judge=other.law)
+    found = told(model, 150, n=16, of={"alpha": 0.0, "beta": 1.0, "bridge": T})
+    assert unbiased(other.prior, found)
+    assert distance(other.prior, found) < 0.3 < 0.5 < distance(model.prior, found)
+
+
+def test_what_has_ended_goes_on_over_the_bridge():
+    """Responses of one to four steps: those that have ended gain weight with the powers, too."""
+    target = power(STORY, 2.0)
+    assert unbiased(target, told(STORY, 200, n=12, of={"alpha": 2.0, "bridge": 3}))
+
+
+@pytest.mark.slow
+def test_on_short_responses_a_bridge_does_not_pay():
+    """64 particles, α = 4: Ẑ varies no less."""
+    found = [told(chain(), 400, n=64, of={"bridge": bridge}) for bridge in (0, 5)]
+    assert all(unbiased(power(chain()), runs) for runs in found)
+    plain, bridged = (np.std([z for z, _, _ in runs]) for runs in found)
+    assert bridged >= plain
+
+
 def test_what_the_other_model_is_asked_and_how_its_numbers_count():
     program = feynman_kac(P, 2, rng(), alpha=2.0, beta=-1.0, role="rival", temperature=1.0)
     assert next(program) == Sample(P.prompt, 2, 1.0, ("\n",))
@@ -108,6 +145,7 @@ def test_a_single_particle_is_a_plain_draw_and_others_are_cold():
     assert next(feynman_kac(P, 1, rng())).temperature is None
     assert next(feynman_kac(P, 2, rng())).temperature == 0.25
     assert next(feynman_kac(P, 1, rng(), temperature=0.5)).temperature == 0.5
+    assert next(feynman_kac(P, 2, rng(), alpha=0.0, beta=1.0)).temperature is None
 
 
 def test_without_log_probabilities_there_are_no_weights():
@@ -116,7 +154,7 @@ def test_without_log_probabilities_there_are_no_weights():
     with pytest.raises(ValueError, match="log-probabilities"):
         program.send([response("=1"), response("=2")])
     with pytest.raises(ValueError, match="alpha"):
-        next(feynman_kac(P, 2, rng(), alpha=0.0))
+        next(feynman_kac(P, 2, rng(), alpha=-0.5))
 
 
 # --- rollover

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from chains import PROBLEM, Model, T, V, chain, letters, marginals, paused, response
+from chains import PROBLEM, STORY, T, V, chain, letters, marginals, paused, response
 from chains import SHORT as P
 from played import rng, scored
 from scipy.stats import binom
@@ -78,19 +78,6 @@ def test_entropic_annealing_is_unbiased_only_if_corrected(corrected, off):
     rule = Rule(resample="systematic", anneal=anneal, corrected=corrected)
     z = deviation(estimates(model, rule, 32, 1500, model.target()))
     assert max(heats) > 1 and (z > 3 if off else abs(z) < 3)
-
-
-def story(text):
-    """Steps a or b until it ends; which is likelier after a."""
-    if text and not text.endswith("\n"):
-        return {"": 1.0}
-    steps = text.count("\n")
-    end = {".": 1.0} if steps == 4 else {".": 0.5 if text.endswith("a\n") else 0.2} if steps else {}
-    left = 1 - sum(end.values())
-    return end | ({"a\n": left / 2, "b\n": left / 2} if left else {})
-
-
-STORY = Model(story, lambda text: 2.0 if text.endswith("a\n") else 0.5, 8)
 
 
 @pytest.mark.parametrize("finished", ["absorb", "freeze"])
@@ -174,14 +161,23 @@ def test_backward_simulation_knows_what_has_ended():
     assert set(ends) <= set(target) and sum(a != b for a, b in zip(starts, ends, strict=True)) > 100
 
 
-def test_from_the_worst_start_backward_simulation_is_nearer_after_three_sweeps():
-    """Greatest distance of a letter's law from the posterior's, four particles: 0.13 against 0.45 on this chain."""
-    plain, backward = distance_from_the_worst(False, 400), distance_from_the_worst(True, 400)
-    assert plain >= 0.2 >= backward and backward <= plain / 2
+FROM_THE_WORST = {10: (0.280, 0.038), 4: (0.425, 0.058), 1: (0.468, 0.059), 0: (0.411, 0.095)}
+"""By chain, the greatest distance of a letter's law from the posterior's after three sweeps of four particles, plain
+and backward: of an independent simulation, 40,000 runs each. It hangs on the chain. Redrawing the held trajectory's
+ancestors within the sweep, in place of backward, came as near: 0.067, 0.053, 0.074 and 0.092."""
 
 
-def distance_from_the_worst(backward, runs):
-    model, rng, rule, ends = chain(), np.random.default_rng(1), Rule(), []
+@pytest.mark.parametrize("seed", [10, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (4, 1, 0))])
+def test_from_the_worst_start_backward_simulation_is_near_after_three_sweeps(seed):
+    """Published for a chain of this kind: at least 0.2 plain, and at most 0.1."""
+    runs = 400 if seed == 10 else 1500
+    plain, backward = (distance_from_the_worst(seed, backward, runs) for backward in (False, True))
+    assert (plain, backward) == pytest.approx(FROM_THE_WORST[seed], abs=1.75 / math.sqrt(runs))
+    assert plain >= 0.2 and (backward <= 0.1 or seed == 0)
+
+
+def distance_from_the_worst(seed, backward, runs):
+    model, rng, rule, ends = chain(seed), np.random.default_rng(1), Rule(), []
     target = model.target()
     least = model.states(min(target, key=target.get))
     for _ in range(runs):
