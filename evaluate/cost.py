@@ -31,6 +31,8 @@ class Cost(NamedTuple):
         decode_pairs: those of generated and judged tokens.
         pairs_uncached: query-key pairs with no cache at all.
         requests: replies received.
+        skipped: layers that generated tokens left out, summed over tokens (`extratime.models.request.Work`).
+        skipped_pairs: query-key pairs of those layers.
     """
 
     generated: int = 0
@@ -42,6 +44,8 @@ class Cost(NamedTuple):
     pairs_uncached: int = 0
     requests: int = 0
     judged: int = 0
+    skipped: int = 0
+    skipped_pairs: int = 0
 
     @property
     def decoded(self) -> int:
@@ -57,14 +61,19 @@ def span_pairs(context: int, tokens: int) -> int:
     return tokens * context + tokens * (tokens + 1) // 2
 
 
-def flops(shape: Shape, tokens: int, pairs: int) -> float:
-    """Floating-point operations of `tokens` forward passes with `pairs` query-key pairs in all."""
-    return 2.0 * shape.parameters * tokens + 4.0 * shape.heads * shape.head_dim * shape.layers * pairs
+def flops(shape: Shape, tokens: int, pairs: int, skipped: int = 0, skipped_pairs: int = 0) -> float:
+    """Floating-point operations of `tokens` forward passes with `pairs` query-key pairs in all.
+
+    Of `skipped` layers in all, with `skipped_pairs`, only keys and values are made.
+    """
+    weights = shape.parameters * tokens - shape.skippable * skipped
+    return 2.0 * weights + 4.0 * shape.heads * shape.head_dim * (shape.layers * pairs - skipped_pairs)
 
 
-def kv_bytes(shape: Shape, decode_pairs: int) -> float:
-    """Bytes of KV cache read while decoding, no sharing between rows."""
-    return 2.0 * shape.dtype_bytes * shape.kv_heads * shape.head_dim * shape.layers * decode_pairs
+def kv_bytes(shape: Shape, decode_pairs: int, skipped_pairs: int = 0) -> float:
+    """Bytes of KV cache read while decoding, no sharing between rows; `skipped_pairs` of layers left out are not."""
+    read = shape.layers * decode_pairs - skipped_pairs
+    return 2.0 * shape.dtype_bytes * shape.kv_heads * shape.head_dim * read
 
 
 def eflops(shape: Shape, prompt: int, generated: int, n: int, intensity: float) -> float:
@@ -134,7 +143,9 @@ class Meter:
         """Policy tokens that may still be generated."""
         return max(0, self.cap - self.cost.generated)
 
-    def draw(self, path: Path, prompt: int, stem: int, tokens: int, policy: bool = True) -> int:
+    def draw(
+        self, path: Path, prompt: int, stem: int, tokens: int, policy: bool = True, skipped: Sequence[int] = ()
+    ) -> int:
         """Charge reading `path` up to `tokens`; returns how many of them are new to the cell.
 
         Args:
@@ -143,6 +154,7 @@ class Meter:
             stem: tokens of the response that the path branched off from; the cell has read them already.
             tokens: length read, from the path's beginning.
             policy: whether the policy drew it; other roles' tokens are no part of the budget.
+            skipped: layers that each of its tokens left out, if any did; one more for a pass that gave it up.
         """
         have = self.extents.get(path, 0)
         new = max(0, tokens - have)
@@ -150,17 +162,21 @@ class Meter:
         fresh = 0 if stem or path.stream in self.seen else prompt
         self.seen.add(path.stream)
         self.extents[path] = max(have, tokens)
-        pairs = span_pairs(context + have, new)
         reread = context + have
+        stop = int(len(skipped) > tokens > have)
+        pairs = span_pairs(reread, new + stop)
+        left_out = list(enumerate(skipped[have:], reread + 1)) if new else []
         self.cost += Cost(
             generated=new if policy else 0,
             judged=0 if policy else new,
-            prefill=fresh,
-            prefill_uncached=reread,
+            prefill=fresh + stop,
+            prefill_uncached=reread + stop,
             pairs=pairs + span_pairs(0, fresh),
             decode_pairs=pairs,
             pairs_uncached=pairs + span_pairs(0, reread),
             requests=1,
+            skipped=sum(layers for _, layers in left_out),
+            skipped_pairs=sum(layers * seen for seen, layers in left_out),
         )
         return new
 

@@ -34,7 +34,8 @@ class EngineSpec:
     """What runs the model.
 
     Attributes:
-        kind: "hf" runs it in this process, "diffusion" too if it is a masked-diffusion model, "openai" asks a server.
+        kind: "hf" runs it in this process, and so do "early_exit" if it is the folder of a controller (for which "hf"
+            does the same) and "diffusion" if it is a masked-diffusion model; "openai" asks a server.
         dtype: of the weights; "auto" takes the checkpoint's own.
         device: where; None takes a GPU if there is one.
         slots: draws worked on at a time; None takes the engine's own number.
@@ -43,9 +44,10 @@ class EngineSpec:
         timeout: for "openai": seconds for one attempt.
         tokenizer: for "openai": folder or hub id of the model's tokenizer; it renders chats and reads prompts. None
             leaves the reading to the server, and then there are no chats.
+        exit, stop: thresholds for a controller of early exit in place of its own; 1 turns either off.
     """
 
-    kind: Literal["hf", "diffusion", "openai"] = "hf"
+    kind: Literal["hf", "early_exit", "diffusion", "openai"] = "hf"
     dtype: str = "auto"
     device: str | None = None
     slots: int | None = None
@@ -53,10 +55,12 @@ class EngineSpec:
     url: str = "http://127.0.0.1:8000"
     timeout: float = 600.0
     tokenizer: str | None = None
+    exit: float | None = None
+    stop: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("hf", "diffusion", "openai"):
-            raise ValueError(f"kind must be hf, diffusion or openai, not {self.kind!r}")
+        if self.kind not in ("hf", "early_exit", "diffusion", "openai"):
+            raise ValueError(f"kind must be hf, early_exit, diffusion or openai, not {self.kind!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,7 +224,9 @@ class Schedule:
         for reply in (fiber.replies[slot] for slot in fiber.drawing):
             prompt, stem = _length(reply.prompt), reply.stem[0]
             tokens, policy = reply.n_tokens - stem, fiber.role == "policy"
-            chain = max(chain, fiber.meter.draw(reply.path, prompt, stem, tokens, policy))
+            known, passes = self.streams.paths.get(reply.path) or Known(), tokens + (reply.finish == "stopped")
+            left_out = known.skipped[:passes]
+            chain = max(chain, fiber.meter.draw(reply.path, prompt, stem, tokens, policy, left_out))
         fiber.meter.cost += Cost(sequential=chain)
 
     def _fork(self, fiber: _Fiber, programs: Sequence[Program[Any]]) -> None:
@@ -344,7 +346,7 @@ class Schedule:
                 self._failed(job, reply.error)
 
     def _drawn(self, job: _Job, path: Any, drawn: Drawn) -> None:
-        stuck = not drawn.ends and not drawn.eos
+        stuck = not (drawn.ends or drawn.eos or drawn.stopped)
         if not stuck:
             self.streams.append(path, drawn)
         for want in job.wants:

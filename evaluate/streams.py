@@ -43,6 +43,7 @@ class Known:
     logprobs: tuple[float, ...] = ()
     tempered: tuple[float, ...] = ()
     eos: bool = False
+    skipped: list[int] = field(default_factory=list)
 
     def append(self, drawn: Drawn) -> None:
         """Add what was read after the part already known."""
@@ -52,6 +53,12 @@ class Known:
         self.logprobs += drawn.logprobs
         self.tempered += drawn.tempered
         self.eos = self.eos or drawn.eos
+        self.skipped += drawn.skipped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a controller ended the path here."""
+        return len(self.skipped) > len(self.ends)
 
     def after(self, stem: Completion) -> Known:
         """A whole response: `stem` and this path. A stop may straddle the seam, but none ends within `stem`."""
@@ -63,6 +70,7 @@ class Known:
             stem.logprobs + self.logprobs,
             stem.tempered + self.tempered,
             self.eos,
+            [*[0] * stem.n_tokens, *self.skipped] if self.skipped else [],
         )
 
     def chars(self, tokens: int) -> int:
@@ -151,6 +159,8 @@ def _stops(known: Known, reader: Reader) -> Iterator[tuple[int, int, Finish, int
             yield n, 2, "pause", known.chars(n)
     if length >= reader.max_tokens:
         yield reader.max_tokens, 3, "length", known.chars(reader.max_tokens)
+    if known.stopped:
+        yield length, 4, "stopped", len(known.text)
 
 
 def _tokens_to(known: Known, chars: int) -> int:
@@ -194,6 +204,8 @@ class Streams:
         }
         if drawn.tempered != drawn.logprobs:
             record["tempered"] = drawn.tempered
+        if drawn.skipped:
+            record["skipped"] = drawn.skipped
         known.append(drawn)
         self._write(record)
 
@@ -260,8 +272,8 @@ def _stitch(path: Path, pieces: list[_Piece]) -> Known:
 def _rest(known: Known, piece: _Piece) -> Drawn | None:
     """What `piece` adds to `known`, or None if that is nothing or belongs to other tokens."""
     drawn, skip = piece.drawn, len(known.ends) - piece.start
-    ends_here = drawn.eos and skip == 0  # an end may come without a token
-    if known.eos or (skip >= len(drawn.ends) and not ends_here):
+    ends_here = (drawn.eos or drawn.stopped) and skip == 0  # an end may come without a token
+    if known.eos or known.stopped or (skip >= len(drawn.ends) and not ends_here):
         return None
     at = known.chars(piece.start) if skip else len(known.text)
     seen = drawn.ends[skip - 1] if skip else 0
@@ -274,6 +286,7 @@ def _rest(known: Known, piece: _Piece) -> Drawn | None:
         drawn.logprobs[skip:],
         drawn.tempered[skip:],
         drawn.eos,
+        skipped=drawn.skipped[skip:],
     )
 
 
@@ -331,5 +344,6 @@ def _piece(record: dict[str, Any]) -> _Piece:
         logprobs,
         tuple(record.get("tempered", logprobs)),
         record["eos"],
+        skipped=tuple(record.get("skipped", ())),
     )
     return _Piece(record["start"], record["after"], drawn)

@@ -56,6 +56,7 @@ class Loaded:
         where: what was loaded.
         adapters: the adapters beside the plain model by name, each with a fingerprint of its own.
         tempnet: a network that gives every token it draws a temperature (`extratime.models.tempnet`).
+        controller: says after which layer a token leaves the model (`extratime.models.early_exit`).
     """
 
     model: Any
@@ -64,6 +65,7 @@ class Loaded:
     where: str
     adapters: Mapping[str, str] = field(default_factory=dict)
     tempnet: Any = None
+    controller: Any = None
 
 
 def load(

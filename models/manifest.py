@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from extratime.models.early_exit import EarlyExit
 from extratime.models.judge import Judge
 from extratime.models.self_eval import SelfEval
 from extratime.models.steps import Steps
@@ -25,7 +26,7 @@ from extratime.models.tempnet import Temperatures
 
 NAME = "extratime.json"
 FORMAT = 1
-Kind: TypeAlias = Literal["full", "lora", "alora", "tempnet"]
+Kind: TypeAlias = Literal["full", "lora", "alora", "tempnet", "early_exit"]
 _PACKAGES = ("extratime", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets")
 
 
@@ -35,13 +36,14 @@ class Manifest:
 
     Attributes:
         recipe: the recipe that trained it: "sft", "self_eval", …
-        kind: full weights, a LoRA adapter, an activated LoRA adapter that leaves the policy untouched, or a network of
-            temperatures beside it.
+        kind: full weights, a LoRA adapter, an activated LoRA adapter that leaves the policy untouched, a network of
+            temperatures beside it, or a controller of early exit.
         base: the model it was trained from, as the recipe named it: a hub id, a folder or "embedded".
         revision: commit of the base on the hub, where it comes from there.
         base_sha256: one hash over the base's weight files, where it is a local folder.
         self_eval: the question and targets of a self-evaluation checkpoint.
         temperatures: what a network of temperatures is.
+        early_exit: what a controller of early exit is, and when it acts.
         steps: what ends a step for a process reward model.
         judge: what a generative judge is told.
         template_sha256: hash of the chat template it was trained with.
@@ -60,6 +62,7 @@ class Manifest:
     base_sha256: str | None = None
     self_eval: SelfEval | None = None
     temperatures: Temperatures | None = None
+    early_exit: EarlyExit | None = None
     steps: Steps | None = None
     judge: Judge | None = None
     template_sha256: str | None = None
@@ -119,7 +122,13 @@ def _part(said: Mapping[str, Any] | None, kind: type[Any]) -> Any:
     return kind(**said)
 
 
-_PARTS = {"self_eval": SelfEval, "temperatures": Temperatures, "steps": Steps, "judge": Judge}
+_PARTS = {
+    "self_eval": SelfEval,
+    "temperatures": Temperatures,
+    "early_exit": EarlyExit,
+    "steps": Steps,
+    "judge": Judge,
+}
 
 
 def _refuse_unknown(said: Mapping[str, Any], known: Iterable[str]) -> None:

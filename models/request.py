@@ -16,12 +16,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-Finish: TypeAlias = Literal["eos", "until", "pause", "length", "cut", "failed"]
+Finish: TypeAlias = Literal["eos", "until", "pause", "length", "cut", "stopped", "failed"]
 """Why a completion ends where it does.
 
 eos: the model ended it. until: a terminal stop string of the task (dropped from the text). pause: a separator at which
-the reader wanted to look (kept in the text). length: the reader's `max_tokens`. cut: the cell's budget. failed: the
-engine gave up on this draw; `Completion.error` says why.
+the reader wanted to look (kept in the text). length: the reader's `max_tokens`. cut: the cell's budget. stopped: a
+controller found the path hopeless, and nothing more of it can be read. failed: the engine gave up on this draw;
+`Completion.error` says why.
 """
 
 
@@ -235,6 +236,8 @@ class Work:
         cached: prompt tokens that were found in the KV cache and did not go through the model again.
         pairs: query-key pairs of attention over prefill and decode: Σ over processed tokens of their context length.
         decode_pairs: the share of `pairs` in decoding; proportional to KV-cache bytes read.
+        skipped: layers that tokens left out by early exit, summed over tokens; keys and values were made all the same.
+        skipped_pairs: query-key pairs of those layers, each counted once a layer.
     """
 
     prefill: int = 0
@@ -242,6 +245,8 @@ class Work:
     cached: int = 0
     pairs: int = 0
     decode_pairs: int = 0
+    skipped: int = 0
+    skipped_pairs: int = 0
 
     def __add__(self, other: Work) -> Work:
         return Work(
@@ -250,6 +255,8 @@ class Work:
             self.cached + other.cached,
             self.pairs + other.pairs,
             self.decode_pairs + other.decode_pairs,
+            self.skipped + other.skipped,
+            self.skipped_pairs + other.skipped_pairs,
         )
 
 
@@ -266,6 +273,8 @@ class Drawn:
         tempered: the same under the law, or empty.
         eos: whether the model ended the path here.
         work: what it cost.
+        skipped: for each entry of `ends` the layers that its forward pass left out, or empty; one more where a further
+            pass found the path hopeless and ended it.
     """
 
     text: str
@@ -275,6 +284,12 @@ class Drawn:
     tempered: tuple[float, ...] = ()
     eos: bool = False
     work: Work = field(default_factory=Work)
+    skipped: tuple[int, ...] = ()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a controller ended the path here."""
+        return len(self.skipped) > len(self.ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +319,7 @@ class Shape:
         parameters: parameters that every token goes through.
         layers, heads, kv_heads, head_dim: of attention.
         dtype_bytes: bytes of one cached number.
+        skippable: parameters of a layer that a token does not go through where it leaves the layer out.
     """
 
     parameters: int
@@ -312,6 +328,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     dtype_bytes: int = 2
+    skippable: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,9 +188,11 @@ def _priced(row: Row, mean: Callable[[Callable[[Cost], float]], float], machine:
     if shape:
         row = replace(
             row,
-            flops=mean(lambda c: flops(shape, c.decoded + c.prefill, c.pairs)),
-            flops_uncached=mean(lambda c: flops(shape, c.decoded + c.prefill_uncached, c.pairs_uncached)),
-            kv_bytes=mean(lambda c: kv_bytes(shape, c.decode_pairs)),
+            flops=mean(lambda c: flops(shape, c.decoded + c.prefill, c.pairs, c.skipped, c.skipped_pairs)),
+            flops_uncached=mean(
+                lambda c: flops(shape, c.decoded + c.prefill_uncached, c.pairs_uncached, c.skipped, c.skipped_pairs)
+            ),
+            kv_bytes=mean(lambda c: kv_bytes(shape, c.decode_pairs, c.skipped_pairs)),
         )
     if rates:
         row = replace(row, seconds_modelled=mean(lambda c: rates.seconds(c.prefill, c.decoded)))

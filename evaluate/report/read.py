@@ -225,7 +225,8 @@ PLAIN = [f.name for f in fields(Result) if f.name not in ("question", "score", "
 
 def _result(record: dict[str, Any]) -> Result:
     score, outcome, error = _number(record["score"]), record["outcome"], str(record["error"])
-    read = {"judged": 0, **record["cost"]}  # runs without a judge may not mention it
+    # Older runs may not mention what they had none of.
+    read = {"judged": 0, "skipped": 0, "skipped_pairs": 0, **record["cost"]}
     if score is None and outcome != "failed":
         outcome, error = "failed", f"its score is {record['score']}, not a number"
     return Result(

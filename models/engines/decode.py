@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -41,6 +41,8 @@ class Tally:
     cached: int = 0
     pairs: int = 0
     decode_pairs: int = 0
+    skipped: int = 0
+    skipped_pairs: int = 0
 
     def read(self, before: int, tokens: int) -> None:
         """Count `tokens` that were read in one pass after `before` others."""
@@ -53,9 +55,14 @@ class Tally:
         self.pairs += contexts
         self.decode_pairs += contexts
 
+    def left_out(self, layers: int, context: int) -> None:
+        """Count the layers that a token with a context of `context` tokens, itself included, left out."""
+        self.skipped += layers
+        self.skipped_pairs += layers * context
+
     def work(self) -> Work:
         """The work so far."""
-        return Work(self.prefill, self.decode, self.cached, self.pairs, self.decode_pairs)
+        return Work(**asdict(self))
 
 
 @dataclass(slots=True)

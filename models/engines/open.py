@@ -113,8 +113,9 @@ def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
     if spec.kind == "openai":
         return _connect(model, adapters, spec)
     base, named, known = _resolve(model, dict(adapters))
-    _refuse_other_base(base, named)
+    _refuse_other_base(base, named | _beside(model))
     from extratime.models.engines.diffusion import DiffusionEngine
+    from extratime.models.engines.early_exit import EarlyExitEngine
     from extratime.models.engines.hf import HFEngine
     from extratime.models.load import load, locate
     from extratime.models.masked import head_of
@@ -122,8 +123,8 @@ def open_engine(model: str, adapters: Mapping[str, str], spec: Any) -> Opened:
     masked = spec.kind == "diffusion"
     head = {"head": head_of(locate(base))} if masked else {}
     loaded = load(base, dtype=spec.dtype, adapters=named, device=spec.device or _device(), **head)
-    loaded = _cooled(loaded, Path(model))
-    kind: Any = DiffusionEngine if masked else HFEngine
+    loaded = _controlled(_cooled(loaded, Path(model)), Path(model), spec)
+    kind: Any = DiffusionEngine if masked else EarlyExitEngine if loaded.controller else HFEngine
     engine = kind(loaded, **({"slots": spec.slots} if spec.slots else {}))
     told = {"self_eval": _asked(loaded.tokenizer, known), "generative": _judging(loaded.tokenizer, model)}
     return Opened(engine, loaded.tokenizer, told)
@@ -134,7 +135,7 @@ def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], li
     base = model
     asked: list[tuple[str | None, Any]] = []
     if said := manifest.found(model):
-        if said.kind == "tempnet":
+        if said.kind in ("tempnet", "early_exit"):
             base = said.base
         elif said.kind != "full":
             base, named = said.base, {said.recipe: model, **named}
@@ -144,6 +145,12 @@ def _resolve(model: str, named: dict[str, str]) -> tuple[str, dict[str, str], li
         if said := manifest.found(folder):
             asked.append((name, said.self_eval))
     return base, named, [(name, ask) for name, ask in asked if ask]
+
+
+def _beside(model: str) -> dict[str, str]:
+    """The folder of a controller, which is trained beside a model as adapters are."""
+    said = manifest.found(model)
+    return {said.recipe: model} if said and said.kind == "early_exit" else {}
 
 
 def _refuse_other_base(base: str, named: Mapping[str, str]) -> None:
@@ -177,6 +184,25 @@ def _cooled(loaded: Any, folder: Path) -> Any:
     net = tempnet.load(said.temperatures, folder).to(loaded.model.device)
     mark = fingerprint(folder, next(net.parameters()).dtype, f"{loaded.fingerprint} {said.temperatures}")
     return replace(loaded, tempnet=net, fingerprint=mark)
+
+
+def _controlled(loaded: Any, folder: Path, spec: Any) -> Any:
+    """What is loaded, with the controller of early exit that the folder holds, if it holds one."""
+    said = manifest.found(folder)
+    if said is None or said.early_exit is None:
+        if spec.kind == "early_exit":
+            raise ValueError(
+                f"{folder} holds no controller of early exit: train one with `extratime train early_exit`"
+            )
+        return loaded
+    from extratime.models import early_exit
+    from extratime.models.load import fingerprint
+
+    told = {name: value for name in ("exit", "stop") if (value := getattr(spec, name)) is not None}
+    how = replace(said.early_exit, **told)
+    controller = early_exit.load(how, folder).to(loaded.model.device)
+    mark = fingerprint(folder, next(controller.parameters()).dtype, f"{loaded.fingerprint} {how}")
+    return replace(loaded, controller=controller, fingerprint=mark)
 
 
 def _asked(tokenizer: Any, known: Sequence[tuple[str | None, Any]]) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ class Row:
         given: how many of those belong to the path.
         text: the path's text.
         base: length of the text that was given.
+        skipped: layers that each forward pass left out, where any can be.
     """
 
     ticket: Hashable
@@ -48,6 +49,7 @@ class Row:
     ends: list[int] = field(default_factory=list)
     raw: list[float] = field(default_factory=list)
     tempered: list[float] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, ticket: Hashable, draw: Draw, prompt: Context, have: Context, decode: Callable[[Context], str]) -> Row:
@@ -90,6 +92,7 @@ class Row:
             logprobs=tuple(self.raw),
             tempered=tuple(self.tempered),
             eos=len(self.ends) > len(tokens),
+            skipped=tuple(self.skipped),
             work=self.tally.work(),
         )
 

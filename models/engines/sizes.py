@@ -51,10 +51,10 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(i for i in (*listed, tokenizer.eos_token_id) if i is not None)
 
 
-def shape_of(model: Any, config: Any, tempnet: Any = None) -> Shape:
-    """Sizes of a model for the ledger, its network of temperatures included, adapters and an untied embedding not."""
+def shape_of(model: Any, config: Any, beside: Any = None) -> Shape:
+    """Sizes of a model for the ledger, the network beside it included, adapters and an untied embedding not."""
     counted = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-    counted += sum(p.numel() for p in tempnet.parameters()) if tempnet else 0
+    counted += sum(p.numel() for p in beside.parameters()) if beside else 0
     read = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is read
     heads = config.num_attention_heads

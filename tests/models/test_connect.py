@@ -114,7 +114,7 @@ def test_a_chat_without_a_template_is_refused(tmp_path):
         with pytest.raises(RecipeError, match=r"set engine\.tokenizer to .* or chat: false"):
             parse(recipe(stub, tmp_path))
         parse(recipe(stub, tmp_path, chat=False))
-        with pytest.raises(RecipeError, match="engine: kind must be hf, diffusion or openai, not 'vllm'"):
+        with pytest.raises(RecipeError, match="engine: kind must be hf, early_exit, diffusion or openai, not 'vllm'"):
             parse(recipe(stub, tmp_path, engine={"kind": "vllm"}))
         assert not stub.arrivals
 
