@@ -157,20 +157,20 @@ class Meter:
             skipped: layers that each of its tokens left out, if any did; one more for a pass that gave it up.
         """
         have = self.extents.get(path, 0)
-        new = max(0, tokens - have)
+        passes = max(tokens, len(skipped))
+        new, ran = max(0, tokens - have), max(0, passes - have)
         context = prompt + stem
         fresh = 0 if stem or path.stream in self.seen else prompt
         self.seen.add(path.stream)
-        self.extents[path] = max(have, tokens)
+        self.extents[path] = max(have, passes)
         reread = context + have
-        stop = int(len(skipped) > tokens > have)
-        pairs = span_pairs(reread, new + stop)
-        left_out = list(enumerate(skipped[have:], reread + 1)) if new else []
+        pairs = span_pairs(reread, ran)
+        left_out = list(enumerate(skipped[have:], reread + 1))
         self.cost += Cost(
             generated=new if policy else 0,
             judged=0 if policy else new,
-            prefill=fresh + stop,
-            prefill_uncached=reread + stop,
+            prefill=fresh + ran - new,
+            prefill_uncached=reread + ran - new,
             pairs=pairs + span_pairs(0, fresh),
             decode_pairs=pairs,
             pairs_uncached=pairs + span_pairs(0, reread),

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 STOP, EXIT, CONTINUE = range(3)
 NAME = "model.safetensors"
+Part: TypeAlias = Literal["translators", "classifier"]
 _TAKEN_APART = ("llama", "mistral", "qwen2", "qwen3")
 """Kinds of models whose layers can be run one by one, and their keys and values made without them."""
 
@@ -70,22 +71,25 @@ class Controller(nn.Module):
         self.classifier = nn.Linear(hidden, 3, bias=False)
         nn.init.zeros_(self.classifier.weight)
 
-    def forward(self, hidden: Tensor, norm: nn.Module, exit: int | slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, norm: nn.Module, exit: int | slice = slice(None), learns: Part | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What the model's head reads at an exit point, and the classifier's logits.
 
         Args:
             hidden: states [..., hidden] after one exit's layer, or [exits, N, hidden] after each.
             norm: the model's final norm.
             exit: which exit point, counted from 0; all of them by default.
+            learns: the only part that the gradient reaches: through the states, or through the logits.
 
         Returns:
-            Translated and normalised states, shaped and typed like `hidden`, and logits [..., 3], float32, whose
-            gradient reaches the classifier only.
+            Translated and normalised states, shaped and typed like `hidden`, and logits [..., 3], float32.
         """
         down, up = self.down[exit], self.up[exit]
         moved = torch.matmul(torch.matmul(hidden.to(down.dtype), down.mT), up.mT)
         state: Tensor = norm(hidden + moved.to(hidden.dtype))
-        return state, self.classifier(state.detach().to(down.dtype)).float()
+        told = self.classifier(state.detach().to(down.dtype)).float()
+        return state.detach() if learns == "classifier" else state, told.detach() if learns == "translators" else told
 
 
 def labels(right: Tensor) -> Tensor:

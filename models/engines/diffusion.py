@@ -135,7 +135,7 @@ class DiffusionEngine:
         self._model = loaded.model.eval()
         config = self._model.config.get_text_config(decoder=True)
         refuse_unusual(self._model, config)
-        if loaded.adapters or loaded.tempnet:
+        if loaded.adapters or loaded.tempnet or loaded.controller:
             raise ValueError(
                 "the diffusion engine runs plain models: merge adapters, and leave temperatures to the law"
             )

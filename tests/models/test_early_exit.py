@@ -109,6 +109,8 @@ def test_one_exit_point_is_a_part_of_all_and_the_classifier_moves_no_translator(
         torch.testing.assert_close(said, told[i])
     told.sum().backward()
     assert made.down.grad is None and made.up.grad is None and made.classifier.weight.grad is not None
+    assert [part.requires_grad for part in made(hidden, norm, learns="translators")] == [True, False]
+    assert [part.requires_grad for part in made(hidden.detach(), norm, learns="classifier")] == [False, True]
 
 
 # --- the engine

@@ -37,6 +37,7 @@ RUNS = {
     "lora": ("self_eval", {"adapter": "lora", "layout": "separate", "cuts": 3}),
     "full": ("self_eval", {"adapter": "full", "shuffle_labels": True}),
     "tempnet": ("tempnet", {"width": 8}),
+    "early_exit": ("early_exit", {"exits": [1], "rank": 4}),
     "grpo": ("grpo", {"num_iterations": 3}),
     "grpo, entropy": ("grpo", {"entropy": 3.0}),
     "mrt": ("mrt", {"num_iterations": 3}),
@@ -61,7 +62,12 @@ def whole(tmp_path_factory):
     # Dropout, so that the state of the random numbers matters.
     (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
     worked = write_rows(place / "sums.jsonl", sums(8))
-    data = {"sft": worked, "tempnet": worked, "self_eval": write_rows(place / "draws.jsonl", draws())}
+    data = {
+        "sft": worked,
+        "tempnet": worked,
+        "early_exit": worked,
+        "self_eval": write_rows(place / "draws.jsonl", draws()),
+    }
     data["prm"] = write_rows(place / "steps.jsonl", solutions())
     write_rollouts(place / "rollouts")
     data |= {"judge_sft": worked, "judge_grpo": write_rows(place / "pairs.jsonl", pairs())}

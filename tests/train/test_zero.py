@@ -33,7 +33,7 @@ from launch import (
 )
 from safetensors.torch import load_file
 
-from extratime.models import manifest, tempnet
+from extratime.models import early_exit, manifest, tempnet
 from extratime.models.load import load
 from extratime.models.reward import load_reward
 from extratime.train import checkpoints
@@ -54,7 +54,7 @@ ASKED = {"question": "ok?", "good": "n", "bad": "y", "responses": 2, "rank": 4, 
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("zero")
     tiny.save(place / "base")
-    for name in ("sft", "tempnet"):
+    for name in ("sft", "tempnet", "early_exit"):
         write_rows(place / f"{name}.jsonl", sums())
     write_rows(place / "self_eval.jsonl", draws())
     write_rows(place / "prm.jsonl", solutions())
@@ -222,6 +222,17 @@ def test_a_temperature_network_trains_beside_a_policy_and_with_it(stage, joint, 
         before, after = load(place / "base").model.state_dict(), load(out).model.state_dict()
         assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key]) for key in before)
     assert tempnet.load(said.temperatures, out)(torch.randn(3, 264)).shape == (3,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["cpu", "zero2"])
+def test_a_controller_of_early_exit_trains_on_two_processes(stage, place, tmp_path):
+    out = tmp_path / "out"
+    given = words(place, "early_exit", out, 2, "--exits", "1", "--rank", "4")
+    ends = together(tmp_path, CONFIGS[stage], "early_exit", *given)
+    assert [code for code, _ in ends] == [0, 0], ends
+    made = early_exit.load(manifest.verify(out).early_exit, out)
+    assert made.up.any() and made.classifier.weight.any()
 
 
 @pytest.mark.slow
