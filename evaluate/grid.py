@@ -61,6 +61,8 @@ class EngineSpec:
     def __post_init__(self) -> None:
         if self.kind not in ("hf", "early_exit", "diffusion", "openai"):
             raise ValueError(f"kind must be hf, early_exit, diffusion or openai, not {self.kind!r}")
+        if self.kind in ("diffusion", "openai") and (self.exit, self.stop) != (None, None):
+            raise ValueError(f"exit and stop are thresholds of a controller, of which {self.kind} knows none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,16 +189,17 @@ def _cooled(loaded: Any, folder: Path) -> Any:
 def _controlled(loaded: Any, folder: Path, spec: Any) -> Any:
     """What is loaded, with the controller of early exit that the folder holds, if it holds one."""
     said = manifest.found(folder)
+    told = {name: value for name in ("exit", "stop") if (value := getattr(spec, name)) is not None}
     if said is None or said.early_exit is None:
-        if spec.kind == "early_exit":
+        if spec.kind == "early_exit" or told:
             raise ValueError(
-                f"{folder} holds no controller of early exit: train one with `extratime train early_exit`"
+                f"{folder} holds no controller of early exit: train one (`extratime train early_exit`), or leave out "
+                "engine.exit and engine.stop"
             )
         return loaded
     from extratime.models import early_exit
     from extratime.models.load import fingerprint
 
-    told = {name: value for name in ("exit", "stop") if (value := getattr(spec, name)) is not None}
     how = replace(said.early_exit, **told)
     controller = early_exit.load(how, folder).to(loaded.model.device)
     mark = fingerprint(folder, next(controller.parameters()).dtype, f"{loaded.fingerprint} {how}")

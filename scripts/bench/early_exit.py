@@ -150,7 +150,7 @@ def descend(args, made, name, loss_at, count):
     optimiser = torch.optim.AdamW(made.parameters(), lr=1e-3, weight_decay=0.01)
     for _ in trange(args.steps, desc=name):
         optimiser.zero_grad()
-        loss_at(torch.randint(count, (256,))).backward()
+        loss_at(torch.randint(count, (128,))).backward()
         optimiser.step()
 
 
@@ -181,9 +181,9 @@ class Known:
         norm, head, _, _ = head_of(args, model, args.states["train"][1])
         made = early_exit.load(EarlyExit(tuple(args.exits), args.rank), folder)
         read, told = made(hidden[:-1], norm)
-        best = [head(each).softmax(-1).max(-1) for each in (*read, hidden[-1])]
-        likeliest = torch.stack([each.indices for each in best])
-        self.chances, self.sure = told.softmax(-1), torch.stack([each.values for each in best])
+        best = [surest(head, each) for each in (*read, hidden[-1])]
+        self.sure, likeliest = (torch.stack(column) for column in zip(*best, strict=True))
+        self.chances = told.softmax(-1)
         self.same, self.right = likeliest == likeliest[-1], likeliest == wanted
         self.hopeless = ~self.right.any(0)
 
@@ -215,6 +215,16 @@ class Known:
         flagged, truth = self.stops(leave, threshold), self.hopeless & ~self.first
         hit = (flagged & truth).sum().item()
         return hit / max(1, flagged.sum().item()), hit / max(1, truth.sum().item())
+
+
+def surest(head, states):
+    """The largest probability [N] of a head at states [N, hidden], and its token."""
+    found = []
+    for part in states.split(500):
+        logits = head(part)
+        value, token = logits.max(-1)
+        found.append(((value - logits.logsumexp(-1)).exp(), token))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 def thresholds(dev):

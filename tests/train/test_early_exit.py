@@ -130,6 +130,10 @@ WANTED = {"own": (0.9, 1.0), "eager": (0.2, 1.0), "off": (1, 1.0), "stops": (0.9
 def test_a_model_without_a_controller_and_a_controller_of_another_model_are_refused(recipe, tmp_path):
     with pytest.raises(ValueError, match=r"base holds no controller of early exit: train one"):
         open_engine(str(tmp_path / "base"), {}, EngineSpec(kind="early_exit"))
+    with pytest.raises(ValueError, match=r"leave out engine\.exit and engine\.stop"):
+        open_engine(str(tmp_path / "base"), {}, EngineSpec(exit=0.5))
+    with pytest.raises(ValueError, match="thresholds of a controller, of which openai knows none"):
+        EngineSpec(kind="openai", stop=0.5)
     early_exit.main(recipe(max_steps=2))
     tiny.save(tmp_path / "base", layers=3, seed=5)
     with pytest.raises(ValueError, match="was trained beside other weights"):
