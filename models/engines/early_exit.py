@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.models.llama.modeling_llama import rotate_half
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from extratime.models.early_exit import EXIT, STOP, EarlyExit, decide, refuse_unfit
 from extratime.models.engines.decode import Tally
@@ -206,7 +206,6 @@ class EarlyExitEngine:
             state, told = self._controller(hidden, core.norm, said.exits.index(number))
             action = decide(told[0, 0], said)
             if action == STOP:
-                self._roll_back(len(self._read))
                 return None, len(core.layers) - number
             if action == EXIT:
                 for left_out in core.layers[number:]:
@@ -219,9 +218,10 @@ class EarlyExitEngine:
         return logits[0].float(), len(core.layers) - number
 
     def _roll_back(self, tokens: int) -> None:
-        """Have the cache hold the first `tokens` only, in every layer: a pass may have ended amid them."""
+        """Have the cache hold the first `tokens` only, in every layer: a stop ends amid the layers."""
         del self._read[tokens:]
-        for layer in self._cache.layers:
+        layers: list[Any] = self._cache.layers
+        for layer in layers:
             layer.crop(min(0, tokens - layer.get_seq_length()))
 
     def _charge(self, row: Row, before: int, tokens: int, left_out: int = 0, drawn: bool = False) -> None:
@@ -252,13 +252,15 @@ def copy_state(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], cache:
     heads = (*seen.shape[:-1], -1, attention.head_dim)
     key, value = (project(seen).view(heads) for project in (attention.k_proj, attention.v_proj))
     key = (attention.k_norm(key) if hasattr(attention, "k_norm") else key).transpose(1, 2)
-    cos, sin = (part.unsqueeze(1) for part in rotary)
-    cache.update(key * cos + rotate_half(key) * sin, value.transpose(1, 2), attention.layer_idx)
+    turn: Any = apply_rotary_pos_emb
+    cache.update(turn(key, key, *rotary)[1], value.transpose(1, 2), attention.layer_idx)
 
 
 def skippable(layer: Any) -> int:
     """Parameters of a decoder layer that `copy_state` does not read."""
     attention = layer.self_attn
     read = [layer.input_layernorm, attention.k_proj, attention.v_proj, getattr(attention, "k_norm", None)]
-    count = [sum(p.numel() for p in part.parameters()) for part in (layer, *(part for part in read if part))]
+    count: list[int] = [
+        sum(p.numel() for p in part.parameters()) for part in (layer, *(part for part in read if part))
+    ]
     return count[0] - sum(count[1:])

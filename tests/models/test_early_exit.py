@@ -74,7 +74,8 @@ def test_later_exit_points_weigh_more():
     ("chances", "exit", "stop", "wanted"),
     [
         ((0.2, 0.7, 0.1), 0.6, 0.1, EXIT),
-        ((0.2, 0.7, 0.1), 0.7, 0.1, CONTINUE),  # strictly above
+        ((0.0, 1.0, 0.0), 0.99, 0.1, EXIT),
+        ((0.0, 1.0, 0.0), 1, 0.1, CONTINUE),  # strictly above
         ((0.2, 0.7, 0.1), None, 0.1, CONTINUE),  # a stop that is not the likeliest does not act
         ((0.2, 0.7, 0.1), 100, 0.1, CONTINUE),
         ((0.6, 0.3, 0.1), 0.0, 0.5, STOP),
