@@ -43,7 +43,7 @@ class Known:
     logprobs: tuple[float, ...] = ()
     tempered: tuple[float, ...] = ()
     eos: bool = False
-    skipped: list[int] = field(default_factory=list)
+    skipped: tuple[int, ...] = ()
 
     def append(self, drawn: Drawn) -> None:
         """Add what was read after the part already known."""
@@ -70,7 +70,7 @@ class Known:
             stem.logprobs + self.logprobs,
             stem.tempered + self.tempered,
             self.eos,
-            [*[0] * stem.n_tokens, *self.skipped] if self.skipped else [],
+            (0,) * stem.n_tokens + self.skipped if self.skipped else (),
         )
 
     def chars(self, tokens: int) -> int:
