@@ -250,6 +250,9 @@ def on_known_text(args, dev, test, control, leave, stop):
     note = f"{test.hopeless.float().mean():.1%} of positions; threshold {stop:g} chosen on others"
     yield at_least("3 stop: precision", precision, 0.8, note)
     yield at_least("3 stop: recall", recall, 0.3)
+    for bar in SWEEP:
+        precision, recall = test.precision(leave, bar)
+        yield row(f"stop above {bar:g}: precision", precision, note=f"recall {recall:.3f}")
     yield from ranked(args, test)
 
 
