@@ -287,8 +287,7 @@ def written(args, name, folder, **spec):
         while found := on.poll():
             replies.update(found)
             bar.update(len(found))
-    shape = asdict(on.profile.shape)
-    told = {"work": asdict(on.counts), "seconds": on.seconds, "shape": shape}
+    told = {"work": asdict(on.counts), "seconds": on.seconds, "shape": asdict(on.profile.shape)}
     told["replies"] = [asdict(replies[i]) for i in range(len(prompts))]
     file.write_text(json.dumps(told))
     return told
