@@ -149,7 +149,7 @@ def arguments():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--test", type=int, default=500, help="sums, which are not learned from")
-    parser.add_argument("--votes", type=int, nargs="+", default=[5, 10], help="decodes at the temperature")
+    parser.add_argument("--votes", type=int, nargs="*", default=[5, 10], help="decodes at the temperature")
     parser.add_argument("--one_by_one", action="store_true", help="one token a step; two are published")
     parser.add_argument("--temperature", type=float, default=0.9)
     parser.add_argument("--json", type=Path)
@@ -160,7 +160,7 @@ def main():
     args = arguments()
     torch.manual_seed(0)
     model = learn(args)
-    show([*greedy(args, model), *warm(args, model)], args.json)
+    show([*greedy(args, model), *(warm(args, model) if args.votes else ())], args.json)
 
 
 if __name__ == "__main__":
