@@ -27,7 +27,6 @@ from extratime.evaluate import stats
 LETTERS = "0123456789+=,"
 LENGTH = 16
 BLOCKS = (1, 2, 4, 8, 16)
-VOTES = (5, 10)
 SHAPE = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
 """Of 0.1 M parameters."""
 
@@ -91,9 +90,11 @@ def decode(args, model, name, temperature, strategies):
         "budgets": [1],
         "max_tokens": LENGTH,
         "engine": {"kind": "diffusion", "device": "cpu", "slots": 256},
-        "sampling": {"temperature": temperature, "length": LENGTH, "block": LENGTH},
+        "sampling": {"temperature": temperature, "length": LENGTH, "block": LENGTH}
+        | ({"steps": LENGTH} if args.one_by_one else {}),
     }
     told = [(f"{a}+{b}=", str(a + b)) for a, b in sums(args)[0]]
+    name = f"{name}-one-by-one" if args.one_by_one else name
     results = columns(answered(args.folder / name, told, ",(\\d+)$", recipe))
     return results, {key: np.array([result.value for result in each]) for key, each in results.items()}
 
@@ -124,9 +125,9 @@ def greedy(args, model):
 
 def warm(args, model):
     """As many decodes at a temperature: of all schedules, and of a single one."""
-    alone = [column([b], f"block {b}", VOTES) for b in BLOCKS]
-    _, scores = decode(args, model, "warm", args.temperature, [*alone, column(BLOCKS, "hex", VOTES)])
-    for n in VOTES:
+    alone = [column([b], f"block {b}", args.votes) for b in BLOCKS]
+    _, scores = decode(args, model, "warm", args.temperature, [*alone, column(BLOCKS, "hex", args.votes)])
+    for n in args.votes:
         vote, singles = scores["hex", n], {b: scores[f"block {b}", n] for b in BLOCKS}
         note = ", ".join(f"{b}: {each.mean():.3f}" for b, each in singles.items())
         yield row(f"{n} votes at {args.temperature:g}: all schedules", vote.mean(), note=f"one schedule of {note}")
@@ -148,6 +149,8 @@ def arguments():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--test", type=int, default=500, help="sums, which are not learned from")
+    parser.add_argument("--votes", type=int, nargs="*", default=[5, 10], help="decodes at the temperature")
+    parser.add_argument("--one_by_one", action="store_true", help="one token a step; two are published")
     parser.add_argument("--temperature", type=float, default=0.9)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -157,7 +160,7 @@ def main():
     args = arguments()
     torch.manual_seed(0)
     model = learn(args)
-    show([*greedy(args, model), *warm(args, model)], args.json)
+    show([*greedy(args, model), *(warm(args, model) if args.votes else ())], args.json)
 
 
 if __name__ == "__main__":

@@ -238,7 +238,7 @@ def arguments():
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/parallel_reasoning"))
     parser.add_argument("--train", type=int, default=10_000, help="puzzles to learn from")
     parser.add_argument("--test", type=int, default=200, help="puzzles")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=8000, help="800 are too few: neither copies numbers then")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--window", type=int, default=128, help="tokens of a thread")
     parser.add_argument("--json", type=Path)
