@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from extratime.models.request import digest
+from extratime.models.paths import digest
 
 KINDS = ("structure", "routine")
 

@@ -15,7 +15,8 @@ import numpy as np
 from extratime.evaluate.episodes import bridge
 from extratime.evaluate.program import Answer, Problem, Program, extend
 from extratime.evaluate.schedule import Cell, Schedule
-from extratime.models.request import Completion, Sampling, digest
+from extratime.models.paths import digest
+from extratime.models.request import Completion, Sampling
 
 
 def put(problem: Problem, response: Completion, text: str) -> Completion:

@@ -40,7 +40,8 @@ from extratime.evaluate.tasks.load import Reading, load_tasks, reading
 from extratime.evaluate.verifiers.likelihood import mean_logprob
 from extratime.models.engines.open import Opened, open_recipe, open_replay
 from extratime.models.manifest import write_lines, write_text
-from extratime.models.request import Completion, digest
+from extratime.models.paths import digest
+from extratime.models.request import Completion
 
 LIBRARIES = ("extratime", "lm-eval", "torch", "transformers", "peft")
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any, NamedTuple, TextIO
 
-from extratime.models.request import Completion, Drawn, Engine, Finish, Path, Probe, Prompt, Sampling, Score, digest
+from extratime.models.paths import digest
+from extratime.models.request import Completion, Drawn, Engine, Finish, Path, Probe, Prompt, Sampling, Score
 
 log = logging.getLogger(__name__)
 

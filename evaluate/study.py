@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from extratime.evaluate import stats
 from extratime.evaluate.named import RecipeError
 from extratime.evaluate.spaces import asked, fill, starting
-from extratime.models.request import digest
+from extratime.models.paths import digest
 
 Candidate = dict[str, Any]
 """A recipe with one strategy and no space left."""

@@ -37,7 +37,7 @@ from extratime.evaluate.report.read import read
 from extratime.evaluate.report.words import p_value, percent, short
 from extratime.evaluate.study import Candidate, Evaluate, Outcome, Settings, best_of, counted, open_study, search
 from extratime.models.manifest import write_json
-from extratime.models.request import digest
+from extratime.models.paths import digest
 
 PARTS = {"tuning": (0, 2), "tuning-3": (0, 6), "tuning-9": (0, 18), "validation": (1, 4), "holdout": (3, 4)}
 """Documents of each part, as shards: every second one (a third and a ninth of those), and twice every fourth."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from functools import lru_cache
+from typing import Any
 
-from extratime.models.request import Path, Prompt, Sampling, digest
+from extratime.models.request import Path, Prompt, Sampling
 
 
 @lru_cache(maxsize=16_384)
@@ -32,3 +34,16 @@ def _splitmix(seed: int, position: int) -> float:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     return float((z ^ (z >> 31)) >> 11) * 2.0**-53
+
+
+def digest(*parts: Any) -> str:
+    """A short stable name for plain values: 128 bits of BLAKE2 over their JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=_plain)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return asdict(value)
+    except TypeError:
+        raise TypeError(f"cannot name a stream after {value!r}") from None

@@ -10,11 +10,9 @@ Units: log-probabilities are natural logarithms; counts are tokens.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 Finish: TypeAlias = Literal["eos", "until", "pause", "length", "cut", "stopped", "failed"]
 """Why a completion ends where it does.
@@ -394,19 +392,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds."""
         ...
-
-
-def digest(*parts: Any) -> str:
-    """A short stable name for plain values: 128 bits of BLAKE2 over their JSON."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=_plain)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    try:
-        return asdict(value)
-    except TypeError:
-        raise TypeError(f"cannot name a stream after {value!r}") from None
 
 
 def fail(completion: Completion, error: str) -> Completion:

@@ -33,7 +33,7 @@ from extratime.models.conventions import (
 )
 from extratime.models.engines.text import encoder
 from extratime.models.load import Where, load, locate, refuse_adapter
-from extratime.models.request import digest
+from extratime.models.paths import digest
 from extratime.models.steps import Reading, reader
 
 

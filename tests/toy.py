@@ -19,7 +19,7 @@ from extratime.evaluate.cost import Ledger
 from extratime.evaluate.program import Gather, Problem
 from extratime.evaluate.schedule import EngineError, Result, Schedule
 from extratime.evaluate.streams import Streams
-from extratime.models.paths import uniforms
+from extratime.models.paths import digest, uniforms
 from extratime.models.request import (
     Draw,
     Drawn,
@@ -32,7 +32,6 @@ from extratime.models.request import (
     Score,
     Shape,
     Work,
-    digest,
 )
 
 Law = Callable[[str, str], Mapping[str, float]]

@@ -25,7 +25,7 @@ from extratime.models.engines.courier import Busy, Courier
 from extratime.models.engines.servers import SERVERS, BrokenReply, Json, Server
 from extratime.models.engines.text import encoder
 from extratime.models.engines.wire import NOTHING, Patience, Refused, fetch, insist, open_session
-from extratime.models.paths import uniforms
+from extratime.models.paths import digest, uniforms
 from extratime.models.request import (
     Draw,
     Drawn,
@@ -39,7 +39,6 @@ from extratime.models.request import (
     Score,
     Shape,
     Work,
-    digest,
 )
 
 T = TypeVar("T")

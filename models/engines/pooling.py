@@ -23,7 +23,8 @@ from extratime.models.engines.openai import Endpoint, at_first, listed
 from extratime.models.engines.reward import legible, rewarded
 from extratime.models.engines.servers import BrokenReply, Json
 from extratime.models.engines.wire import NOTHING, Patience, Refused, fetch, insist, open_session
-from extratime.models.request import Draw, Failure, Probe, Profile, Prompt, Read, Reply, Score, Work, digest
+from extratime.models.paths import digest
+from extratime.models.request import Draw, Failure, Probe, Profile, Prompt, Read, Reply, Score, Work
 from extratime.models.reward import Manner
 from extratime.models.steps import Reading
 

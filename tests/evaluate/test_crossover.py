@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import beta, binom
 
 from extratime.evaluate import stats
+from extratime.evaluate.attempts import Kind, accuracy
 from extratime.evaluate.crossover import (
     Cells,
     Frontier,
@@ -16,7 +17,6 @@ from extratime.evaluate.crossover import (
     growth,
     multiplier_interval,
 )
-from extratime.evaluate.attempts import Kind, accuracy
 
 
 def test_a_frontier_by_hand():
