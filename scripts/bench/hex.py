@@ -49,9 +49,7 @@ def learn(args):
     folder = args.folder / "model"
     if (folder / "model.safetensors").exists():
         return folder
-    build(
-        args.folder / "scratch", LETTERS, 32, masked=True, hidden_size=64, intermediate_size=192, num_hidden_layers=2
-    )
+    build(args.folder / "scratch", LETTERS, 32, masked=True, **SHAPE)
     model, reads = (kind.from_pretrained(args.folder / "scratch") for kind in (AutoModelForCausalLM, AutoTokenizer))
     rows = [reads(f"{a}+{b}=").input_ids + padded(reads, worked(a, b)) for a, b in sums(args)[1]]
     data, every = torch.tensor(rows), torch.zeros(args.batch, 1, len(rows[0]), len(rows[0]))
