@@ -42,6 +42,18 @@ def result(problem, cell, score, pool=(), **said):
     return fields | said
 
 
+def grid(**scores):
+    """Results of task t from label → scores by document; a list of lists has replicates, "-" is missing."""
+    found = []
+    for label, given in scores.items():
+        replicates = given if isinstance(given[0], list) else [given]
+        for k, row in enumerate(replicates):
+            name, _, budget = label.rpartition("_")
+            cells = [(f"t/{i}", f"{name}@{budget}#{k}", score) for i, score in enumerate(row) if score != "-"]
+            found += [result(problem, cell, score) for problem, cell, score in cells]
+    return found
+
+
 def write(folder, results, responses=(), shard="0-of-1", run=True) -> Path:
     """A run folder from records; responses that results name and nobody gives are made up."""
     known = {r["id"]: r for r in responses}

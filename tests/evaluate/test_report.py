@@ -6,7 +6,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from run_folder import draw, response, result, write
+from run_folder import draw, grid, response, result, write
 
 from extratime.evaluate.report import evidence, tables
 from extratime.evaluate.report.leaderboard import ALL, leaderboard
@@ -17,18 +17,6 @@ from extratime.evaluate.report.read import read
 from extratime.evaluate.report.versus import versus
 
 ONE = "self_consistency@1#0"
-
-
-def grid(**scores):
-    """Results of task t from label → scores by document; a list of lists has replicates, "-" is missing."""
-    found = []
-    for label, given in scores.items():
-        replicates = given if isinstance(given[0], list) else [given]
-        for k, row in enumerate(replicates):
-            name, _, budget = label.rpartition("_")
-            cells = [(f"t/{i}", f"{name}@{budget}#{k}", score) for i, score in enumerate(row) if score != "-"]
-            found += [result(problem, cell, score) for problem, cell, score in cells]
-    return found
 
 
 def row_of(rows, strategy, budget=1, task=None):
