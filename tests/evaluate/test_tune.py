@@ -1,6 +1,5 @@
-"""Searches: spaces in recipes, what is proposed and kept, and what is believed in the end."""
+"""Searches: what is proposed and kept, and what is believed in the end."""
 
-import itertools
 import json
 import math
 
@@ -8,114 +7,16 @@ import numpy as np
 import optuna
 import pytest
 import run_folder
+from worlds import ANY, World, options, space, study, tried
 
 from extratime.evaluate import holdout
 from extratime.evaluate.grid import columns
 from extratime.evaluate.holdout import Told
 from extratime.evaluate.named import RecipeError
-from extratime.evaluate.spaces import asked, fill, starting
 from extratime.evaluate.study import RUNGS, Outcome, Settings, best_of, counted, open_study, search
 from extratime.evaluate.tune import PARTS, as_text, finish, run, tune
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-# --- spaces
-
-NESTED = {
-    "sampling": {"temperature": {"uniform": [0.4, 1.2], "default": 0.7}},
-    "strategies": {
-        "choice": [
-            "greedy",
-            {"beam_search": {"width": {"choice": [2, 4]}, "rounds": {"integer": [1, 9], "default": 3}}},
-            {"layers": {"stack": {"choice": [["rank"], ["critic", {"rank": {"top": {"choice": [1, 5]}}}]]}}},
-        ]
-    },
-}
-
-
-def test_spaces_are_filled_at_any_depth_and_what_was_not_taken_is_not_asked_for():
-    trial = optuna.trial.FixedTrial({"sampling.temperature": 0.5, "strategies": '"greedy"'})
-    assert fill(NESTED, asked(trial)) == {"sampling": {"temperature": 0.5}, "strategies": "greedy"}
-    name = "strategies=2 layers.layers.stack"
-    said = {"sampling.temperature": 0.5, "strategies": "2 layers", name: "1", f"{name}=1[1].rank.top": "5"}
-    filled = fill(NESTED, asked(optuna.trial.FixedTrial(said)))
-    assert filled["strategies"] == {"layers": {"stack": ["critic", {"rank": {"top": 5}}]}}
-
-
-def test_a_space_starts_at_its_first_choice_or_its_default():
-    found = {}
-    assert fill(NESTED, starting(found)) == {"sampling": {"temperature": 0.7}, "strategies": "greedy"}
-    assert found == {"sampling.temperature": 0.7, "strategies": '"greedy"'}
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"choice": []},
-        {"integer": [1]},
-        {"uniform": 3},
-        {"integer": [1, 2], "uniform": [1, 2]},
-        {"choice": [1], "x": 2},
-    ],
-)
-def test_what_is_no_space_is_named_by_its_place(wrong):
-    with pytest.raises(RecipeError, match=r"a\.b: a space is"):
-        fill({"a": {"b": wrong}}, starting({}))
-
-
-def test_a_range_without_a_default_cannot_start():
-    with pytest.raises(RecipeError, match="a: say `default"):
-        fill({"a": {"uniform": [0, 1]}}, starting({}))
-
-
-# --- the search
-
-
-def options(candidate):
-    (entry,) = candidate["strategies"]
-    return {} if isinstance(entry, str) else next(iter(entry.values()))
-
-
-class World:
-    """Candidates whose accuracy and tokens are known functions of their options; one draw a question, the same always.
-
-    With `exact` every question says what `accuracy` says, without draws.
-    """
-
-    def __init__(self, accuracy, tokens=lambda o: 10.0, questions=100, seed=0, exact=False):
-        self.accuracy, self.tokens, self.questions, self.seed, self.exact = accuracy, tokens, questions, seed, exact
-        self.calls, self.draws = [], {}
-
-    def __call__(self, candidates, part):
-        self.calls.append((part, [json.dumps(options(one), sort_keys=True) for one in candidates]))
-        return [self.outcome(options(one), part) for one in candidates]
-
-    def outcome(self, said, part):
-        tokens = np.full(self.questions, self.tokens(said))
-        if self.exact:
-            return Outcome(np.full(self.questions, self.accuracy(said)), tokens)
-        name, _, share = part.partition("-")
-        key = (json.dumps(said, sort_keys=True), name)
-        if key not in self.draws:
-            entropy = [self.seed, ("tuning", "validation", "holdout").index(name), *key[0].encode()]
-            self.draws[key] = np.random.default_rng(entropy).random(self.questions)
-        draws = self.draws[key][: self.questions // int(share or 1)]
-        return Outcome((draws < self.accuracy(said)).astype(float), tokens[: len(draws)])
-
-
-def study():
-    return optuna.create_study(direction="maximize")
-
-
-ANY = {"uniform": [0.0, 1.0], "default": 0.5}
-
-
-def space(**spaces):
-    return {"strategies": ["first", {"other": spaces}]}
-
-
-def tried(trials):
-    return [options(trial.user_attrs["candidate"]) for trial in trials]
 
 
 def test_the_first_strategy_at_its_start_is_the_first_trial_and_nothing_is_run_twice():
@@ -205,50 +106,6 @@ def test_a_folder_with_another_search_is_refused(tmp_path):
     open_study(tmp_path / "study.jsonl", "one")
     with pytest.raises(RecipeError, match="holds the search of another recipe"):
         open_study(tmp_path / "study.jsonl", "two")
-
-
-BATCHES = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
-
-
-def throughput(said):
-    """A landscape with peaks (arXiv 2408.01050): tokens a second by batch and GPUs; 0 where memory does not do."""
-    b, g = said.get("b", 1), said.get("g", 1)
-    step = max(1, 0.04 * b / g) + 0.15 * math.log2(g)
-    return 0.0 if b > 64 * g else b / step * (0.8 if b % 24 == 0 else 1)
-
-
-POINTS = [{"b": b, "g": g} for b, g in itertools.product(BATCHES, (1, 2, 4))]
-
-
-def test_what_was_best_on_one_gpu_is_not_on_four():
-    """On one, batches of 32 and 64 are alike; 64 carried over reaches 49.23 of 89.51: tuned again it is 82 % more."""
-    alone = {point["b"]: throughput(point) for point in POINTS if point["g"] == 1}
-    assert max(alone.values()) == pytest.approx(25.0)
-    assert {b for b, there in alone.items() if there == pytest.approx(25.0)} == {32, 64}
-    assert throughput(POINTS[-1]) / throughput({"b": 64, "g": 4}) - 1 == pytest.approx(0.82, abs=0.005)
-
-
-def test_so_many_points_at_random_reach_so_much_of_the_top():
-    noise, worth = np.random.default_rng(0), np.array([throughput(point) for point in POINTS]) / 89.51
-    drawn = worth[np.argsort(noise.random((2000, len(POINTS))), axis=1)]
-    for trials, share in ((5, 0.59), (10, 0.76), (15, 0.85), (20, 0.90)):
-        assert drawn[:, :trials].max(axis=1).mean() == pytest.approx(share, abs=0.01)
-
-
-def test_the_landscape_is_searched_better_than_at_random():
-    """Its top is 89.51 at 256 on 4 GPUs; 15 of the 39 points at random reach 0.85 of it."""
-    points = POINTS
-    assert max(points, key=throughput) == {"b": 256, "g": 4} and throughput(points[-1]) == pytest.approx(
-        89.51, abs=0.01
-    )
-    assert throughput({"b": 64, "g": 4}) == pytest.approx(49.23, abs=0.01)
-    raw, reached = {"strategies": [{"serve": {"b": {"choice": BATCHES}, "g": {"choice": [1, 2, 4]}}}]}, []
-    for seed in range(10):
-        trials = search(raw, Settings(trials=16, batch=1, seed=100 * seed), study(), World(throughput, exact=True))
-        top = best_of(trials).user_attrs
-        assert top["accuracy"] > 0
-        reached.append(top["accuracy"] / 89.51)
-    assert np.mean(reached) > 0.85
 
 
 # --- what is believed
