@@ -52,11 +52,10 @@ JUDGE = Judge(
 """As in recipes/judge_sft/sums.yaml."""
 
 
-def rollouts(args):
-    """Draws of training problems."""
-    split = {task: {"test_split": "train"} for task in TASKS}
-    sets = {"model": str(args.model), "tasks": list(TASKS), "overrides": split, "limit": args.train}
-    sets["output"] = str(args.folder / "rollouts")
+def draws(args, split, limit, name):
+    """Of problems of a split, into the folder of that name."""
+    sets = {"model": str(args.model), "tasks": list(TASKS), "limit": limit, "output": str(args.folder / name)}
+    sets["overrides"] = {task: {"test_split": split} for task in TASKS}
     call("extratime.train.rollouts", RECIPES / "rollouts/sums.yaml", *overrides(sets))
 
 
@@ -146,17 +145,9 @@ def learn(args, recipe, config, model, name, rows):
 def grpo(args):
     pairs = ["--draws", args.folder / "rollouts/draws.jsonl", "--output_dir", args.folder / "pairs", "--samples", 0]
     call("extratime.train.judge_data", "--config", RECIPES / "judge_data/sums.yaml", *pairs)
-    out = ["--data", args.folder / "pairs/pairs.jsonl", "--output_dir", args.folder / "grpo"]
-    out += ["--model", args.folder / "sft"]
-    call("extratime.train.judge_grpo", "--config", RECIPES / "judge_grpo/sums.yaml", *out, **KEEP_MEMORY)
-
-
-def test_draws(args):
-    """Draws of test problems."""
-    split = {task: {"test_split": "test"} for task in TASKS}
-    sets = {"model": str(args.model), "tasks": list(TASKS), "overrides": split, "limit": args.test}
-    sets["output"] = str(args.folder / "test")
-    call("extratime.train.rollouts", RECIPES / "rollouts/sums.yaml", *overrides(sets))
+    out = ["--model", args.folder / "sft", "--data", args.folder / "pairs/pairs.jsonl"]
+    out += ["--config", RECIPES / "judge_grpo/sums.yaml", "--output_dir", args.folder / "grpo"]
+    call("extratime.train.judge_grpo", *out, **KEEP_MEMORY)
 
 
 def held_out(args):
@@ -379,11 +370,11 @@ def arguments():
 
 def main():
     args = arguments()
-    rollouts(args)
+    draws(args, "train", args.train, "rollouts")
     learn_digits(args)
     sft(args, "sft")
     sft(args, "control", shuffled=True)
-    test_draws(args)
+    draws(args, "test", args.test, "test")
     pairs = held_out(args)
     found = greedy(args, pairs, "untrained", "sft", "control")
     rows = list(supervised(found))
