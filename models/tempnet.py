@@ -11,7 +11,7 @@ network predicts it, from detached logits:
     x = h − max h,  x̂ = x/‖x‖,  z = P·σ(T·x̂),  p = softmax(z/eˢ),
     q = w·[(p − 1/M) ⊙ z] + b,  τ = low + (high − low)·σ(q).
 
-Deliberate deviation: b begins where τ is the best constant of a first batch (`settle`); from b = 0 the network stays a
+Deliberate deviation: b begins where τ is the best constant of a random batch (`settle`); from b = 0 the network stays a
 constant for thousands of steps.
 """
 

@@ -6,7 +6,7 @@ temperature at which the next-token entropy is T_H = ln K − ρ. The label canc
 
 Deliberate deviations:
 - T_H (`entropy`) is the setting rather than ρ, which means nothing without the size K of the vocabulary.
-- The network begins at the best constant temperature of its first batch.
+- The network begins at the best constant temperature of a random batch.
 - Trained by transformers' plain `Trainer` on the network alone: a checkpoint holds the network, not the model, which
   stands whole on every device.
 
@@ -20,6 +20,7 @@ network's input stays detached, and the network's learning rate is fixed. Policy
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     collator = DataCollatorForSeq2Seq(tokenizer)
     set_seed(args.seed)
     net = TempNet(said, policy.config.vocab_size)
-    first = collator(made[: args.per_device_train_batch_size]).to(args.device)
+    some = random.Random(args.seed).sample(made, min(len(made), args.per_device_train_batch_size))
+    first = collator(some).to(args.device)
     net.to(args.device).settle(positions(policy, first)[0])
     trainer, learner = TempNetTrainer, net
     if args.joint:

@@ -94,6 +94,16 @@ def test_it_learns_what_the_solver_knows_and_runs_beside_its_model(recipe, tmp_p
     assert replies[1][1].logprobs != replies[1][1].tempered
 
 
+def test_it_begins_at_rows_of_all_kinds_though_tasks_come_in_turn(recipe, tmp_path, monkeypatch):
+    """A first task whose answers are sure would set a temperature that no other task has."""
+    seen = []
+    monkeypatch.setattr(tempnet.TempNet, "settle", lambda self, logits: seen.append(len(logits)))
+    short, long = ({"prompt": "?", "completion": "a" * n} for n in (1, 40))
+    write_rows(tmp_path / "sums.jsonl", [short] * 100 + [long] * 100)
+    tempnet.main(recipe(max_steps=1))
+    assert seen[0] > 32 * len(tempnet.tokens(short, tiny.tokenizer(), None)["labels"])
+
+
 def test_a_policy_that_learns_with_its_network_is_saved_with_it(recipe, tmp_path):
     said = {"entropy": 2.0, "low": 0.05, "high": 3.0, "normalise": False, "joint": True}
     tempnet.main(recipe(max_steps=60, learning_rate=0.003, **said))
