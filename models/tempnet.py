@@ -11,8 +11,8 @@ network predicts it, from detached logits:
     x = h − max h,  x̂ = x/‖x‖,  z = P·σ(T·x̂),  p = softmax(z/eˢ),
     q = w·[(p − 1/M) ⊙ z] + b,  τ = low + (high − low)·σ(q).
 
-Deliberate deviation: b begins where τ is the best constant of a random batch (`settle`); from b = 0 the network stays a
-constant for thousands of steps.
+Deliberate deviation: b begins where τ is the best constant of a batch (`settle`); from b = 0 the network stays
+a constant for thousands of steps.
 """
 
 from __future__ import annotations
@@ -72,14 +72,17 @@ class TempNet(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Temperatures [...] of positions with logits [..., K]."""
-        h = logits.detach().to(self.pooling.weight.dtype)
-        x = h - h.amax(-1, keepdim=True)
-        x = F.normalize(x, dim=-1) if self.said.normalise else x / math.sqrt(x.shape[-1])
-        z = self.projection(self.dropout(torch.sigmoid(self.transformation(x))))
+        z = self.projection(self.dropout(torch.sigmoid(self.transformation(self.features(logits)))))
         p = (z / self.sharpness.exp()).softmax(-1)
         q = self.pooling((p - 1 / self.said.width) * z).squeeze(-1)
         tau: Tensor = self.said.low + (self.said.high - self.said.low) * torch.sigmoid(q.float())
         return tau
+
+    def features(self, logits: Tensor) -> Tensor:
+        """What the first layer reads [..., K]."""
+        h = logits.detach().to(self.pooling.weight.dtype)
+        x = h - h.amax(-1, keepdim=True)
+        return F.normalize(x, dim=-1) if self.said.normalise else x / math.sqrt(x.shape[-1])
 
     @torch.no_grad()
     def settle(self, logits: Tensor) -> None:

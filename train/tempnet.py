@@ -7,6 +7,7 @@ temperature at which the next-token entropy is T_H = ln K − ρ. The label canc
 Deliberate deviations:
 - T_H (`entropy`) is the setting rather than ρ, which means nothing without the size K of the vocabulary.
 - The network begins at the best constant temperature of a random batch.
+- The first layer learns more slowly, the wider the vocabulary (`FAR`).
 - Trained by transformers' plain `Trainer` on the network alone: a checkpoint holds the network, not the model, which
   stands whole on every device.
 
@@ -34,6 +35,14 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Traine
 from extratime.models import tempnet
 from extratime.models.tempnet import Temperatures, TempNet
 from extratime.train import run, sft
+
+FAR = 32.0
+"""How far its inputs may carry the first layer, as a sum of their sizes, at the full learning rate.
+
+The inputs have one sign, and Adam moves all weights of a unit alike: a step moves the unit by the learning rate times
+this sum, about √K or far more. With K = 49,152 every sigmoid is shut within a few hundred steps, and the network a
+constant.
+"""
 
 
 @dataclass
@@ -73,9 +82,17 @@ class Config(sft.Config):
 
 
 class TempNetTrainer(Trainer):
-    """Trains the network on what `policy` gives; set by the recipe."""
+    """Trains the network on what `policy` gives; the recipe sets it, and the first layer's `share` of the rate."""
 
     policy: Any
+    share: float
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser, with the network's first layer as its last group."""
+        made = super().create_optimizer(model)
+        first = list(getattr(self.model, "tempnet", self.model).transformation.parameters())
+        set_apart(made, first, lr=self.share * self.args.learning_rate, weight_decay=self.args.weight_decay)
+        return made
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -100,18 +117,17 @@ class JointTrainer(TempNetTrainer):
         return logits, labels, self.model.tempnet(logits)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimiser, with the network's weights as its last group, without weight decay."""
+        """The optimiser, with the network's weights as its last two groups, without weight decay."""
         made = super().create_optimizer(model)
-        own = list(self.model.tempnet.parameters())
-        theirs = {id(weight) for weight in own}
-        for group in made.param_groups:
-            group["params"] = [weight for weight in group["params"] if id(weight) not in theirs]
-        made.add_param_group({"params": own, "weight_decay": 0.0})
+        first = made.param_groups.pop()["params"]
+        set_apart(made, list(self.model.tempnet.parameters()), weight_decay=0.0)
+        set_apart(made, first, weight_decay=0.0)
         return made
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """A step in which the schedule does not touch the network."""
-        self.optimizer.param_groups[-1]["lr"] = self.args.tempnet_learning_rate
+        for group, share in zip(self.optimizer.param_groups[-2:], (1.0, self.share), strict=True):
+            group["lr"] = share * self.args.tempnet_learning_rate
         return super().training_step(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -127,6 +143,14 @@ class JointTrainer(TempNetTrainer):
 
 
 _PART = "tempnet."
+
+
+def set_apart(optimiser: torch.optim.Optimizer, weights: list[torch.Tensor], **options: float) -> None:
+    """Give weights a group of their own, the last."""
+    own = {id(weight) for weight in weights}
+    for group in optimiser.param_groups:
+        group["params"] = [weight for weight in group["params"] if id(weight) not in own]
+    optimiser.add_param_group({"params": weights, **options})
 
 
 def positions(
@@ -193,7 +217,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     net = TempNet(said, policy.config.vocab_size)
     some = random.Random(args.seed).sample(made, min(len(made), args.per_device_train_batch_size))
     first = collator(some).to(args.device)
-    net.to(args.device).settle(positions(policy, first)[0])
+    logits = positions(policy, first)[0]
+    net.to(args.device).settle(logits)
+    TempNetTrainer.share = min(1.0, FAR / net.features(logits).abs().sum(-1).mean().item())
     trainer, learner = TempNetTrainer, net
     if args.joint:
         policy.tempnet = net

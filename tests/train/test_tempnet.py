@@ -1,4 +1,5 @@
 import json
+from copy import deepcopy as copy
 from types import SimpleNamespace
 
 import pytest
@@ -102,6 +103,20 @@ def test_it_begins_at_rows_of_all_kinds_though_tasks_come_in_turn(recipe, tmp_pa
     write_rows(tmp_path / "sums.jsonl", [short] * 100 + [long] * 100)
     tempnet.main(recipe(max_steps=1))
     assert seen[0] > 32 * len(tempnet.tokens(short, tiny.tokenizer(), None)["labels"])
+
+
+def test_a_step_moves_units_of_the_first_layer_no_farther_the_wider_the_vocabulary(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempnet, "FAR", 0.25)
+    begun = []
+    settle = tempnet.TempNet.settle
+    monkeypatch.setattr(tempnet.TempNet, "settle", lambda net, x: (settle(net, x), begun.append((copy(net), x))))
+    tempnet.main(recipe(max_steps=1, learning_rate=0.01, lr_scheduler_type="constant"))
+    (net, logits), weights = begun[0], load_file(tmp_path / "out/model.safetensors")
+    share = 0.25 / net.features(logits).abs().sum(-1).mean().item()
+    moved = {name: (weights[name] - old).abs().max().item() for name, old in net.state_dict().items()}
+    assert share < 0.1
+    assert moved["transformation.weight"] == pytest.approx(0.01 * share, rel=0.02)
+    assert moved["projection.weight"] == pytest.approx(0.01, rel=0.02)
 
 
 def test_a_policy_that_learns_with_its_network_is_saved_with_it(recipe, tmp_path):
