@@ -4,8 +4,8 @@
 
 A model learns the lines. States of its layers at the completions' positions are read once; a controller, and its
 control with shuffled labels, learn from them as in `extratime.train.early_exit`, but for a head cut to the likeliest
-tokens. The threshold of leaving is the lowest that keeps 98 % of the tokens of other lines; of stopping, the lowest
-whose stops are right nine times in ten there. Then the engine writes test lines: all layers, leaving, leaving or
+tokens. The threshold of leaving is the lowest that keeps the share `--kept` of the tokens of other lines; of stopping,
+the lowest whose stops are right nine times in ten there. Then the engine writes test lines: all layers, leaving, leaving or
 stopping. `--model scratch` takes a small model of one character a token. Every step goes on where it was.
 """
 
@@ -227,9 +227,9 @@ def surest(head, states):
     return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
-def thresholds(dev):
+def thresholds(args, dev):
     """Of leaving, and of stopping."""
-    leave = next((t for t in SWEEP if dev.kept(t)[1] >= 0.98), 1.0)
+    leave = next((t for t in SWEEP if dev.kept(t)[1] >= args.kept), 1.0)
     stop = next((t for t in SWEEP if dev.precision(leave, t)[0] >= 0.9), 1.0)
     return leave, stop
 
@@ -371,6 +371,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=500, help="of the translators, and then of the classifier")
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--kept", type=float, default=0.98, help="share of other lines' tokens that leaving keeps")
     parser.add_argument("--dtype", default="float32", help="of the engine")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -384,14 +385,14 @@ def main():
     args.states = cached(args, model)
     controller, shuffled = learn(args, model)
     dev, test = (Known(args, model, controller, split) for split in ("dev", "test"))
-    leave, stop = thresholds(dev)
+    leave, stop = thresholds(args, dev)
     rows = list(on_known_text(args, dev, test, Known(args, model, shuffled, "test"), leave, stop))
     show(rows)
     runs = {
         "hf": written(args, "hf", model, slots=1),  # in bfloat16 a batch breaks ties otherwise
         "off": written(args, "off", controller, exit=1, stop=1),
-        "exit": written(args, "exit", controller, exit=leave, stop=1),
-        "both": written(args, "both", controller, exit=leave, stop=stop),
+        "exit": written(args, f"exit-{leave:g}", controller, exit=leave, stop=1),
+        "both": written(args, f"both-{leave:g}-{stop:g}", controller, exit=leave, stop=stop),
     }
     show(rows + list(free_running(args, runs)), args.json)
 
