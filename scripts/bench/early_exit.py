@@ -4,9 +4,9 @@
 
 A model learns the lines. States of its layers at the completions' positions are read once; a controller, and its
 control with shuffled labels, learn from them as in `extratime.train.early_exit`, but for a head cut to the likeliest
-tokens. The threshold of leaving is the lowest that keeps the share `--kept` of the tokens of other lines; of stopping,
-the lowest whose stops are right nine times in ten there. Then the engine writes test lines: all layers, leaving, leaving or
-stopping. `--model scratch` takes a small model of one character a token. Every step goes on where it was.
+tokens. The threshold of leaving keeps the share `--kept` of the tokens of other lines, that of stopping is right nine
+times in ten there. Then the engine writes test lines: all layers, leaving, leaving or stopping. `--model scratch`
+takes a small model of one character a token. Every step goes on where it was.
 """
 
 from __future__ import annotations
@@ -288,9 +288,8 @@ def written(args, name, folder, **spec):
             replies.update(found)
             bar.update(len(found))
     told = {"work": asdict(on.counts), "seconds": on.seconds, "shape": asdict(on.profile.shape)}
-    told["replies"] = [asdict(replies[i]) for i in range(len(prompts))]
-    file.write_text(json.dumps(told))
-    return told
+    file.write_text(json.dumps(told | {"replies": [asdict(replies[i]) for i in range(len(prompts))]}))
+    return json.loads(file.read_text())
 
 
 def spent(told):
