@@ -92,11 +92,14 @@ def leaderboard(run: Run, resamples: int = 10_000) -> list[Row]:
         run: what to summarise.
         resamples: of every bootstrap and sign-flip test.
     """
+    return [row for task, results in by_task(run) for row in _rows(run, task, results, resamples)]
+
+
+def by_task(run: Run) -> list[tuple[str, list[Result]]]:
+    """Results of each task; where there are several, those of all tasks together come first."""
     tasks = list(dict.fromkeys(r.task for r in run.results))
-    rows = [] if len(tasks) == 1 else _rows(run, ALL, run.results, resamples)
-    for task in tasks:
-        rows += _rows(run, task, [r for r in run.results if r.task == task], resamples)
-    return rows
+    names = tasks if len(tasks) == 1 else [ALL, *tasks]
+    return [(name, [r for r in run.results if name in (r.task, ALL)]) for name in names]
 
 
 def _rows(run: Run, task: str, results: Sequence[Result], resamples: int) -> list[Row]:
@@ -204,6 +207,13 @@ def values(group: Group, of: Callable[[Result], float] = lambda r: r.value) -> l
     return [[of(r) for r in replicates] for replicates in group.values()]
 
 
+def measured(group: Group, questions: Iterable[tuple[str, str]]) -> tuple[stats.Array, stats.Array]:
+    """Score and generated tokens of each of these questions, means over replicates, both of shape (Q,)."""
+    part = {question: group[question] for question in questions}
+    tokens = values(part, lambda r: float(r.cost.decoded))
+    return stats.question_means(values(part)), stats.question_means(tokens)
+
+
 def _compared(
     rows: dict[Key, Row], groups: Mapping[Key, Group], base: Key, same: Sequence[Key], resamples: int
 ) -> dict[Key, Row]:
@@ -248,9 +258,7 @@ def _on_frontier(rows: dict[Key, Row], groups: Mapping[Key, Group], resamples: i
     shared = [q for q in groups[keys[0]] if all(q in groups[k] for k in keys)] if keys else []
     if not shared:
         return rows
-    alike = {k: {q: groups[k][q] for q in shared} for k in keys}
-    cost = np.array([stats.question_means(values(alike[k], lambda r: float(r.cost.decoded))) for k in keys])
-    quality = np.array([stats.question_means(values(alike[k])) for k in keys])
+    quality, cost = map(np.array, zip(*(measured(groups[k], shared) for k in keys), strict=True))
     on = set(compare.pareto_frontier(cost.mean(axis=1), quality.mean(axis=1)))
     share = compare.frontier_inclusion(cost, quality, _rng(), resamples)
     placed = {k: replace(rows[k], frontier=i in on, frontier_share=float(share[i])) for i, k in enumerate(keys)}

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from extratime.evaluate import stats
 from extratime.evaluate.crossover import Cells, crossover, multiplier_interval
-from extratime.evaluate.report.leaderboard import ALL, Group, Key, cells, one_sample, plain, values
+from extratime.evaluate.report.leaderboard import Group, Key, by_task, cells, measured, one_sample, plain
 from extratime.evaluate.report.pools import FITS, Pool, Pools, largest
 from extratime.evaluate.report.read import Run
 from extratime.evaluate.report.reviews import Reviewed, TrueAtK, read_reviews, reviewed, true_at_k
-from extratime.evaluate.report.versus import REFERENCE
+from extratime.evaluate.report.versus import reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +79,12 @@ def limits(run: Run, resamples: int = 10_000) -> Limits:
         run: what to tell of.
         resamples: of every bootstrap.
     """
-    tasks = list(dict.fromkeys(r.task for r in run.results))
     reviews = read_reviews(run.folder, run.responses)
     draws: list[Draws] = []
     matches: list[Match] = []
     checked: list[Reviewed] = []
     true: list[TrueAtK] = []
-    for task in tasks if len(tasks) == 1 else [ALL, *tasks]:
-        results = [r for r in run.results if task in (r.task, ALL)]
+    for task, results in by_task(run):
         groups, pools = cells(results), largest([r for r in results if plain(run, r.strategy)], run.responses)
         draws += _draws(task, pools)
         matches += _matches(task, run, groups, min(resamples, FITS))
@@ -115,18 +112,14 @@ def variation(pools: Sequence[Pool]) -> float:
 
 def _matches(task: str, run: Run, groups: Mapping[Key, Group], resamples: int) -> list[Match]:
     labels = list(dict.fromkeys(label for label, _ in groups))
-    reference = min((label for label in labels if run.name(label) == REFERENCE), default=None)
+    vote = reference(run, groups)
     ours = {label: {n: g for (name, n), g in groups.items() if name == label} for label in labels}
-    if reference is None or len(ours[reference]) < 2:
+    if vote is None or len(ours[vote]) < 2:
         return []
     found = []
     for label in labels:
-        if (
-            label != reference
-            and label not in run.oracles
-            and not all(one_sample(run, (label, n)) for n in ours[label])
-        ):
-            found += _match(task, label, ours[reference], ours[label], resamples)
+        if label != vote and label not in run.oracles and not all(one_sample(run, (label, n)) for n in ours[label]):
+            found += _match(task, label, ours[vote], ours[label], resamples)
     return found
 
 
@@ -155,6 +148,5 @@ def _within(x: float) -> float:
 
 
 def _cells(groups: Sequence[Group], questions: Sequence[tuple[str, str]]) -> Cells:
-    parts = [{question: group[question] for question in questions} for group in groups]
-    cost = np.array([stats.question_means(values(part, lambda r: float(r.cost.decoded))) for part in parts])
-    return Cells(cost, np.array([stats.question_means(values(part)) for part in parts]))
+    right, cost = map(np.array, zip(*(measured(group, questions) for group in groups), strict=True))
+    return Cells(cost, right)

@@ -20,7 +20,7 @@ import numpy as np
 
 from extratime.evaluate import calibration, resampling, stats
 from extratime.evaluate.program import rank
-from extratime.evaluate.report.leaderboard import ALL, plain
+from extratime.evaluate.report.leaderboard import by_task, plain
 from extratime.evaluate.report.read import Response, Result, Run
 from extratime.evaluate.saturation import fit
 
@@ -112,9 +112,8 @@ def pool_statistics(run: Run, resamples: int = 10_000) -> tuple[list[AtK], list[
     at_k: list[AtK] = []
     rankings: list[Ranking] = []
     bends: list[Enough] = []
-    tasks = list(dict.fromkeys(r.task for r in run.results))
-    for task in tasks if len(tasks) == 1 else [ALL, *tasks]:
-        results = [r for r in run.results if task in (r.task, ALL) and plain(run, r.strategy)]
+    for task, drawn in by_task(run):
+        results = [r for r in drawn if plain(run, r.strategy)]
         shared = largest(results, run.responses)
         binary = all(worth in (0, 1) for pool in shared.values() for worth in pool.worth)
         judged = verifiers(results, run.responses)

@@ -20,7 +20,7 @@ import numpy as np
 
 from extratime.evaluate import stats
 from extratime.evaluate.false_positives import true_pass_at_k
-from extratime.evaluate.report.leaderboard import Group, Key
+from extratime.evaluate.report.leaderboard import Group, Key, values
 from extratime.evaluate.report.pools import Pools
 from extratime.evaluate.report.read import Result
 
@@ -90,7 +90,7 @@ def reviewed(
         flags = [flag for found in said for flag in found]
         ci = stats.clustered_ci(said, np.random.default_rng(0), resamples)
         rate = sum(flags) / len(flags)
-        accuracy = float(np.mean([np.mean([r.value for r in results]) for results in group.values()]))
+        accuracy = float(stats.question_means(values(group)).mean())
         counts = len(flags), int(sum(flags))
         yield Reviewed(task, label, budget, *counts, rate, ci.low, ci.high, accuracy, accuracy * (1 - rate))
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from extratime.evaluate import compare, stats
-from extratime.evaluate.report.leaderboard import ALL, Group, Key, cells, one_sample, values
+from extratime.evaluate.report.leaderboard import Group, Key, by_task, cells, measured, one_sample
 from extratime.evaluate.report.read import Run
 
 REFERENCE = "self_consistency"
@@ -70,16 +70,17 @@ def versus(run: Run, resamples: int = 10_000) -> list[Versus]:
         run: what to compare; without a strategy `self_consistency` there is nothing.
         resamples: of every bootstrap and sign-flip test.
     """
-    tasks = list(dict.fromkeys(r.task for r in run.results))
-    found = [] if len(tasks) == 1 else _of_task(run, ALL, cells(run.results), resamples)
-    for task in tasks:
-        found += _of_task(run, task, cells(r for r in run.results if r.task == task), resamples)
-    return found
+    return [row for task, results in by_task(run) for row in _of_task(run, task, cells(results), resamples)]
+
+
+def reference(run: Run, groups: Mapping[Key, Group]) -> str | None:
+    """The label of the vote; None where there is none."""
+    return min((label for label, _ in groups if run.name(label) == REFERENCE), default=None)
 
 
 def _of_task(run: Run, task: str, groups: Mapping[Key, Group], resamples: int) -> list[Versus]:
-    reference = min((label for label, _ in groups if run.name(label) == REFERENCE), default=None)
-    votes = {key: group for key, group in groups.items() if key[0] == reference}
+    vote = reference(run, groups)
+    votes = {key: group for key, group in groups.items() if key[0] == vote}
     rest = [key for key in groups if key not in votes and not one_sample(run, key)] if votes else []
     known = cache(partial(_votes, votes))
     rows = [row for key in rest if (row := _row(task, key, groups[key], votes, known, resamples))]
@@ -116,9 +117,8 @@ def _votes(votes: Mapping[Key, Group], questions: Sequence[tuple[str, str]]) -> 
 
 
 def _on(group: Group, questions: Sequence[tuple[str, str]], budget: int) -> _Vote:
-    part = {question: group[question] for question in questions}
-    tokens = stats.question_means(values(part, lambda r: float(r.cost.decoded)))
-    return _Vote(budget, stats.question_means(values(part)), float(tokens.mean()))
+    right, tokens = measured(group, questions)
+    return _Vote(budget, right, float(tokens.mean()))
 
 
 def at_tokens(votes: Sequence[_Vote], tokens: float) -> stats.Array | None:
