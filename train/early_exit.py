@@ -26,7 +26,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, set_seed
 from extratime.models import early_exit
 from extratime.models.early_exit import Controller, EarlyExit
 from extratime.train import run, sft
-from extratime.train.tempnet import refuse_sharding, tokens
+from extratime.train.tempnet import labelled, refuse_sharding
 
 
 @dataclass
@@ -131,8 +131,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy, tokenizer = run.load_policy(args)
     early_exit.refuse_unfit(policy, said.exits)
     policy = policy.requires_grad_(False).eval().to(args.device)
-    made = [tokens(row, tokenizer, args.max_length) for row in sft.rows(args)]
-    made = [row for row in made if any(label != -100 for label in row["labels"])]
     set_seed(args.seed)
     EarlyExitTrainer.policy = policy
     run.fit(
@@ -141,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         replace(todo, manifest=replace(todo.manifest, kind="early_exit", early_exit=said)),
         model=Controller(said, policy.config.hidden_size),
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list(made),
+        train_dataset=Dataset.from_list(labelled(args, tokenizer)),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
     )
 

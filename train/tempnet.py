@@ -88,10 +88,9 @@ class TempNetTrainer(Trainer):
     share: float
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimiser, with the network's first layer as its last group."""
+        """The optimiser, in which the network's first layer has a rate of its own."""
         made = super().create_optimizer(model)
-        first = list(getattr(self.model, "tempnet", self.model).transformation.parameters())
-        set_apart(made, first, lr=self.share * self.args.learning_rate, weight_decay=self.args.weight_decay)
+        set_apart(made, self.model.transformation, lr=self.share * self.args.learning_rate)
         return made
 
     def compute_loss(
@@ -117,17 +116,17 @@ class JointTrainer(TempNetTrainer):
         return logits, labels, self.model.tempnet(logits)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimiser, with the network's weights as its last two groups, without weight decay."""
-        made = super().create_optimizer(model)
-        first = made.param_groups.pop()["params"]
-        set_apart(made, list(self.model.tempnet.parameters()), weight_decay=0.0)
-        set_apart(made, first, weight_decay=0.0)
+        """The optimiser, whose groups of the network have no weight decay and know their share of its rate."""
+        made = Trainer.create_optimizer(self, model)
+        set_apart(made, self.model.tempnet, weight_decay=0.0, share=1.0)
+        set_apart(made, self.model.tempnet.transformation, share=self.share)
         return made
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """A step in which the schedule does not touch the network."""
-        for group, share in zip(self.optimizer.param_groups[-2:], (1.0, self.share), strict=True):
-            group["lr"] = share * self.args.tempnet_learning_rate
+        for group in self.optimizer.param_groups:
+            if "share" in group:
+                group["lr"] = group["share"] * self.args.tempnet_learning_rate
         return super().training_step(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -145,12 +144,14 @@ class JointTrainer(TempNetTrainer):
 _PART = "tempnet."
 
 
-def set_apart(optimiser: torch.optim.Optimizer, weights: list[torch.Tensor], **options: float) -> None:
-    """Give weights a group of their own, the last."""
-    own = {id(weight) for weight in weights}
-    for group in optimiser.param_groups:
+def set_apart(optimiser: torch.optim.Optimizer, part: torch.nn.Module, **options: float) -> None:
+    """Give the weights of a part groups of their own, which differ from those they were in by these options."""
+    own = {id(weight) for weight in part.parameters()}
+    for group in list(optimiser.param_groups):
+        taken = [weight for weight in group["params"] if id(weight) in own]
         group["params"] = [weight for weight in group["params"] if id(weight) not in own]
-    optimiser.add_param_group({"params": weights, **options})
+        if taken:
+            optimiser.add_param_group({**group, "params": taken, **options})
 
 
 def positions(
@@ -186,6 +187,12 @@ def tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, longest: 
     return {"input_ids": whole[:longest], "labels": labels[:longest]}
 
 
+def labelled(args: sft.Config, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
+    """The rows of a recipe as tokens, but for those of which nothing is left to learn from."""
+    made = [tokens(row, tokenizer, args.max_length) for row in sft.rows(args)]
+    return [row for row in made if any(label != -100 for label in row["labels"])]
+
+
 def refuse_sharding(plugin: Any) -> None:
     """Refuse ZeRO-3 and FSDP: a frozen model is gathered for nobody, one that learns is not whole for its first batch.
 
@@ -210,8 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     policy, tokenizer = run.load_policy(args)
     policy = policy.requires_grad_(args.joint).eval().to(args.device)
-    made = [tokens(row, tokenizer, args.max_length) for row in sft.rows(args)]
-    made = [row for row in made if any(label != -100 for label in row["labels"])]
+    made = labelled(args, tokenizer)
     collator = DataCollatorForSeq2Seq(tokenizer)
     set_seed(args.seed)
     net = TempNet(said, policy.config.vocab_size)

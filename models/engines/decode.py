@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -62,7 +62,15 @@ class Tally:
 
     def work(self) -> Work:
         """The work so far."""
-        return Work(**asdict(self))
+        return Work(
+            self.prefill,
+            self.decode,
+            self.cached,
+            self.pairs,
+            self.decode_pairs,
+            self.skipped,
+            self.skipped_pairs,
+        )
 
 
 @dataclass(slots=True)
