@@ -34,7 +34,7 @@ from extratime.models.engines.law import Laws, pick
 from extratime.models.engines.memory import attempt, no_memory
 from extratime.models.engines.packed import Packed
 from extratime.models.engines.rows import Row
-from extratime.models.engines.sizes import context_length, end_tokens, refuse_unusual, shape_of
+from extratime.models.engines.sizes import NOTHING, context_length, end_tokens, refuse_unusual, shape_of, too_long
 from extratime.models.engines.text import decoder, encoder
 from extratime.models.load import Loaded
 from extratime.models.paths import uniforms
@@ -97,10 +97,9 @@ class EarlyExitEngine:
         prompt = request.prompt.ids if request.prompt.ids is not None else self.encode(request.prompt.text).ids or ()
         row = Row.of(ticket, request, prompt, request.have, self._decode)
         if not prompt:
-            self._replies[ticket] = Failure("the prompt has no tokens, and nothing comes after nothing")
+            self._replies[ticket] = Failure(NOTHING)
         elif len(prompt) >= self._context:
-            beyond = f"prompt too long: {len(prompt)} tokens, the model's {self._bound} is {self._context}"
-            self._replies[ticket] = Failure(f"{beyond}; shorten the prompt")
+            self._replies[ticket] = Failure(too_long(len(prompt), self._context, self._bound))
         elif row.position >= request.max_tokens or len(row.ids) >= self._context:
             self._replies[ticket] = row.drawn()
         else:

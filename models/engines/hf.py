@@ -25,7 +25,7 @@ from extratime.models.engines.kv import Pool, PrefixStore
 from extratime.models.engines.memory import spare_bytes
 from extratime.models.engines.packed import Packed
 from extratime.models.engines.rows import Batch, Row
-from extratime.models.engines.sizes import context_length, end_tokens, refuse_unusual, shape_of
+from extratime.models.engines.sizes import NOTHING, context_length, end_tokens, refuse_unusual, shape_of, too_long
 from extratime.models.engines.text import decoder, encoder
 from extratime.models.load import Loaded
 from extratime.models.request import Draw, Failure, Probe, Profile, Prompt, Read, Reply, Score, Work
@@ -136,7 +136,7 @@ class HFEngine:
         prompt = self._ids(draw.prompt)
         have = draw.have or self._tokens(draw.have_text)
         if not prompt and not have:
-            self._replies.append((ticket, Failure("the prompt has no tokens, and nothing comes after nothing")))
+            self._replies.append((ticket, Failure(NOTHING)))
         elif len(prompt) >= self._context:
             self._replies.append((ticket, Failure(self._too_long(len(prompt)))))
         else:
@@ -207,7 +207,7 @@ class HFEngine:
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids) if text else ()
 
     def _too_long(self, tokens: int) -> str:
-        return f"prompt too long: {tokens} tokens, the model's {self._bound} is {self._context}; shorten the prompt"
+        return too_long(tokens, self._context, self._bound)
 
 
 def _reply(request: Score | Probe, chunk: Chunk) -> Reply:

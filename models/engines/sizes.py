@@ -44,6 +44,15 @@ def context_length(config: Any) -> tuple[int, str]:
     return min(limits)
 
 
+NOTHING = "the prompt has no tokens, and nothing comes after nothing"
+"""Why a draw from an empty prompt fails."""
+
+
+def too_long(tokens: int, context: int, bound: str) -> str:
+    """Why a request of so many tokens fails; `context` and `bound` as `context_length` tells them."""
+    return f"prompt too long: {tokens} tokens, the model's {bound} is {context}; shorten the prompt"
+
+
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Ids that end a response: those of the generation config, and the tokenizer's own."""
     told = model.generation_config.eos_token_id
