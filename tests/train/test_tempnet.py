@@ -119,6 +119,17 @@ def test_a_step_moves_units_of_the_first_layer_no_farther_the_wider_the_vocabula
     assert moved["projection.weight"] == pytest.approx(0.01, rel=0.02)
 
 
+def test_a_part_set_apart_keeps_what_else_its_weights_were_told():
+    net = tempnet.TempNet(Temperatures(width=4), 8)
+    biases = [weight for name, weight in net.named_parameters() if name.endswith("bias")]
+    others = [weight for name, weight in net.named_parameters() if not name.endswith("bias")]
+    optimiser = torch.optim.SGD([{"params": others, "weight_decay": 0.1}, {"params": biases}], lr=1.0)
+    tempnet.set_apart(optimiser, net.transformation, lr=0.5)
+    told = {id(w): (g["lr"], g["weight_decay"]) for g in optimiser.param_groups for w in g["params"]}
+    assert told[id(net.transformation.weight)] == (0.5, 0.1) and told[id(net.transformation.bias)] == (0.5, 0.0)
+    assert told[id(net.projection.weight)] == (1.0, 0.1) and told[id(net.projection.bias)] == (1.0, 0.0)
+
+
 def test_a_policy_that_learns_with_its_network_is_saved_with_it(recipe, tmp_path):
     said = {"entropy": 2.0, "low": 0.05, "high": 3.0, "normalise": False, "joint": True}
     tempnet.main(recipe(max_steps=60, learning_rate=0.003, **said))
