@@ -11,18 +11,18 @@ import hashlib
 import html
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from string import Template
 
 from extratime.evaluate.report import evidence, tables
 from extratime.evaluate.report.figures import AXES, figure
-from extratime.evaluate.report.leaderboard import ALL, Row, leaderboard
+from extratime.evaluate.report.leaderboard import ALL, leaderboard
 from extratime.evaluate.report.limits import limits
-from extratime.evaluate.report.pools import AtK, Ranking, pool_statistics
+from extratime.evaluate.report.pools import pool_statistics
 from extratime.evaluate.report.read import Run, read
-from extratime.evaluate.report.versus import Versus, versus
+from extratime.evaluate.report.versus import versus
 
 HERE = Path(__file__).parent
 SCRIPTS = ("elements.js", "table.js", "chart.js", "problems.js", "page.js")
@@ -42,30 +42,25 @@ def report(folder: Path) -> Path:
         ValueError: a record is no record; the message names file and line.
     """
     run = read(folder)
-    rows = leaderboard(run)
-    beside = versus(run)
-    at_k, rankings, bends = pool_statistics(run)
-    known = rows, at_k, rankings, bends, beside, limits(run)
+    found = tables.Findings(leaderboard(run), *pool_statistics(run), versus(run), limits(run))
     files: dict[str, str | bytes] = {
-        "leaderboard.json": tables.as_json(run, *known),
-        "leaderboard.csv": tables.as_csv(rows),
-        "leaderboard.md": tables.as_markdown(run, *known),
-        **{f"figures/accuracy_{name}.png": figure(rows, name) for name in AXES},
-        "index.html": _page(run, rows, at_k, rankings, beside),
+        "leaderboard.json": tables.as_json(run, found),
+        "leaderboard.csv": tables.as_csv(found.rows),
+        "leaderboard.md": tables.as_markdown(run, found),
+        **{f"figures/accuracy_{name}.png": figure(found.rows, name) for name in AXES},
+        "index.html": _page(run, found),
     }
     for name, content in files.items():
         write(folder / name, content)
     return folder / "index.html"
 
 
-def _page(
-    run: Run, rows: Sequence[Row], at_k: Sequence[AtK], rankings: Sequence[Ranking], beside: Sequence[Versus]
-) -> str:
-    versus_vote = {(row.task, row.strategy, row.budget): asdict(row) for row in beside}
+def _page(run: Run, found: tables.Findings) -> str:
+    versus_vote = {(row.task, row.strategy, row.budget): asdict(row) for row in found.beside}
     data = {
-        "rows": [versus_vote.get((row.task, row.strategy, row.budget), {}) | asdict(row) for row in rows],
-        "at_k": [asdict(x) for x in at_k],
-        "rankings": [asdict(x) for x in rankings],
+        "rows": [versus_vote.get((row.task, row.strategy, row.budget), {}) | asdict(row) for row in found.rows],
+        "at_k": [asdict(x) for x in found.at_k],
+        "rankings": [asdict(x) for x in found.rankings],
         "about": tables.about(run),
         "warnings": run.warnings,
         "all": ALL,

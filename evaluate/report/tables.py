@@ -9,7 +9,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from extratime.evaluate.report import reviews
 from extratime.evaluate.report.leaderboard import Row
@@ -37,29 +37,42 @@ Times: the tokens to match the vote's best accuracy by those that the vote takes
 """
 
 
-def as_json(
-    run: Run,
-    rows: Sequence[Row],
-    at_k: Sequence[AtK],
-    rankings: Sequence[Ranking],
-    bends: Sequence[Enough],
-    beside: Sequence[Versus],
-    limits: Limits,
-) -> str:
+class Findings(NamedTuple):
+    """What a report tells of a run, all of it by task."""
+
+    rows: Sequence[Row]
+    at_k: Sequence[AtK]
+    rankings: Sequence[Ranking]
+    bends: Sequence[Enough]
+    beside: Sequence[Versus]
+    limits: Limits
+
+    def of(self, task: str) -> Findings:
+        """Those of one task."""
+        *groups, limits = self
+        mine = [_of(task, group) for group in groups]
+        return Findings._make([*mine, Limits._make(_of(task, group) for group in limits)])
+
+
+def _of(task: str, group: Iterable[Any]) -> Any:
+    return tuple(x for x in group if x.task == task)
+
+
+def as_json(run: Run, found: Findings) -> str:
     """Everything the report knows, save the responses; what is not known is null."""
     said = {
         **about(run),
-        "rows": [asdict(row) for row in rows],
-        "versus_self_consistency": [asdict(row) for row in beside],
-        "versus_plateau": [asdict(row) for row in limits.matches],
+        "rows": [asdict(row) for row in found.rows],
+        "versus_self_consistency": [asdict(row) for row in found.beside],
+        "versus_plateau": [asdict(row) for row in found.limits.matches],
         "pools": {
-            "at_k": [asdict(x) for x in at_k],
-            "verifiers": [asdict(x) for x in rankings],
-            "enough": [asdict(x) for x in bends],
-            "draws": [asdict(x) for x in limits.draws],
-            "true_at_k": [asdict(x) for x in limits.true_at_k],
+            "at_k": [asdict(x) for x in found.at_k],
+            "verifiers": [asdict(x) for x in found.rankings],
+            "enough": [asdict(x) for x in found.bends],
+            "draws": [asdict(x) for x in found.limits.draws],
+            "true_at_k": [asdict(x) for x in found.limits.true_at_k],
         },
-        "reviewed": [asdict(x) for x in limits.reviewed],
+        "reviewed": [asdict(x) for x in found.limits.reviewed],
         "warnings": list(run.warnings),
         "missing": [dict(zip(("task", "cell", "problem"), gone, strict=True)) for gone in run.missing],
         "failed": [
@@ -106,15 +119,7 @@ def as_csv(rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def as_markdown(
-    run: Run,
-    rows: Sequence[Row],
-    at_k: Sequence[AtK],
-    rankings: Sequence[Ranking],
-    bends: Sequence[Enough],
-    beside: Sequence[Versus],
-    limits: Limits,
-) -> str:
+def as_markdown(run: Run, found: Findings) -> str:
     """Headline, warnings, and for each task its leaderboard, what its pools tell, and what beats a vote."""
     said = about(run)
     models = ", ".join(said["models"]) or "unknown model"
@@ -126,20 +131,20 @@ def as_markdown(
         ),
         "".join(_wrapped(f"- warning: {warning}") for warning in run.warnings),
     ]
-    for task in dict.fromkeys(row.task for row in rows):
-        mine = [row for row in rows if row.task == task]
+    for task in dict.fromkeys(row.task for row in found.rows):
+        own = found.of(task)
+        mine, limits = own.rows, own.limits
         metric = "" if mine[0].metric == "mixed" else f", {mine[0].metric}"
         parts.append(f"## {_clean(task)} ({max(row.questions for row in mine)} problems{metric})\n")
         parts.append(_leaderboard(mine))
-        bent = [x for x in bends if x.task == task]
-        parts.append(_pools([x for x in at_k if x.task == task], [x for x in rankings if x.task == task], bent))
-        parts += [_wrapped(DRAWS.format(*_drawn(x))) for x in limits.draws if x.task == task]
-        curve = reviews.said([x for x in limits.true_at_k if x.task == task])
+        parts.append(_pools(own.at_k, own.rankings, own.bends))
+        parts += [_wrapped(DRAWS.format(*_drawn(x))) for x in limits.draws]
+        curve = reviews.said(limits.true_at_k)
         parts.append(_wrapped(curve) if curve else "")
-        parts.append(_reviewed([x for x in limits.reviewed if x.task == task]))
-        parts.append(_beside([x for x in beside if x.task == task]))
-        parts.append(_plateau([x for x in limits.matches if x.task == task]))
-    ones = list(dict.fromkeys(f"{row.strategy} at budget 1" for row in rows if row.baseline))
+        parts.append(_reviewed(limits.reviewed))
+        parts.append(_beside(own.beside))
+        parts.append(_plateau(limits.matches))
+    ones = list(dict.fromkeys(f"{row.strategy} at budget 1" for row in found.rows if row.baseline))
     parts.append(_wrapped(NOTES.format(baseline=", ".join(ones) or "none in this run, so nothing is compared")))
     return "\n".join(part for part in parts if part)
 

@@ -305,13 +305,9 @@ def test_the_markdown_fits_a_terminal_and_can_not_steer_it(tmp_path):
         for name, budget in (("self_consistency", 1), (label, 1024))
     ]
     records[1]["error"] = "\x1b[2J</script>" + "x" * 500
-    text = tables.as_markdown(
-        run := read(write(tmp_path, records)),
-        leaderboard(run, 200),
-        *pool_statistics(run, 200),
-        versus(run, 200),
-        limits(run, 200),
-    )
+    run = read(write(tmp_path, records))
+    found = tables.Findings(leaderboard(run, 200), *pool_statistics(run, 200), versus(run, 200), limits(run, 200))
+    text = tables.as_markdown(run, found)
     assert max(map(len, text.splitlines())) <= 120
     assert all(c.isprintable() or c == "\n" for c in text)
     cells = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
