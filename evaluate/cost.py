@@ -53,7 +53,7 @@ class Cost(NamedTuple):
         return self.generated + self.judged
 
     def __add__(self, other: Cost) -> Cost:  # type: ignore[override]
-        return Cost(*map(add, self, other))
+        return Cost._make(map(add, self, other))
 
 
 def span_pairs(context: int, tokens: int) -> int:
@@ -165,7 +165,6 @@ class Meter:
         self.extents[path] = max(have, passes)
         reread = context + have
         pairs = span_pairs(reread, ran)
-        left_out = list(enumerate(skipped[have:], reread + 1))
         self.cost += Cost(
             generated=new if policy else 0,
             judged=0 if policy else new,
@@ -175,9 +174,9 @@ class Meter:
             decode_pairs=pairs,
             pairs_uncached=pairs + span_pairs(0, reread),
             requests=1,
-            skipped=sum(layers for _, layers in left_out),
-            skipped_pairs=sum(layers * seen for seen, layers in left_out),
         )
+        if skipped:
+            self.cost += _left_out(skipped[have:], reread)
         return new
 
     def question(self, key: str, context: int, tokens: int) -> None:
@@ -192,6 +191,12 @@ class Meter:
             pairs_uncached=span_pairs(0, context + tokens),
             requests=1,
         )
+
+
+def _left_out(skipped: Sequence[int], context: int) -> Cost:
+    """What tokens did not go through: layers of each, of which the first sees `context` tokens and itself."""
+    pairs = sum(layers * seen for seen, layers in enumerate(skipped, context + 1))
+    return Cost(skipped=sum(skipped), skipped_pairs=pairs)
 
 
 @dataclass(slots=True)

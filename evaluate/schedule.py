@@ -221,11 +221,10 @@ class Schedule:
     def _settle(self, fiber: _Fiber) -> None:
         """Charge a sample when all of its paths are there, in their order: the charge never hangs on timing."""
         chain = 0
-        for reply in (fiber.replies[slot] for slot in fiber.drawing):
+        for reply in [fiber.replies[slot] for slot in fiber.drawing]:
             prompt, stem = _length(reply.prompt), reply.stem[0]
-            tokens, policy = reply.n_tokens - stem, fiber.role == "policy"
-            known, passes = self.streams.paths.get(reply.path) or Known(), tokens + (reply.finish == "stopped")
-            left_out = known.skipped[:passes]
+            tokens, policy, known = reply.n_tokens - stem, fiber.role == "policy", self.streams.paths.get(reply.path)
+            left_out = known.skipped[: tokens + (reply.finish == "stopped")] if known and known.skipped else ()
             chain = max(chain, fiber.meter.draw(reply.path, prompt, stem, tokens, policy, left_out))
         fiber.meter.cost += Cost(sequential=chain)
 
