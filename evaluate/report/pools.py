@@ -63,7 +63,12 @@ class Enough:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """How well a verifier ranks right above wrong: over all samples, and inside each question with both kinds."""
+    """How well a verifier ranks right above wrong: over all samples, and inside each question with both kinds.
+
+    Attributes:
+        aurc: mean share of wrong ones among the samples of the highest weights, whatever their number.
+        brier, ece, log_loss: how far its weights are from the chances they may be; NaN unless all lie in [0, 1].
+    """
 
     task: str
     verifier: str
@@ -75,6 +80,10 @@ class Ranking:
     within_high: float
     questions: int
     mixed_questions: int
+    aurc: float
+    brier: float
+    ece: float
+    log_loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,4 +252,14 @@ def _ranking(task: str, verifier: str, pools: Pools, resamples: int) -> Ranking:
         within.high,
         whole.questions,
         within.questions,
+        *_calibration(np.concatenate(scores), np.concatenate(labels)),
     )
+
+
+def _calibration(weights: stats.Array, right: stats.Array) -> tuple[float, float, float, float]:
+    """Area under risk by coverage, Brier score, calibration error and log-loss."""
+    aurc = calibration.aurc(weights, right)
+    if weights.min() < 0 or weights.max() > 1:
+        return aurc, math.nan, math.nan, math.nan
+    brier, ece = calibration.brier(weights, right), calibration.ece(weights, right)
+    return aurc, brier, ece, calibration.log_loss(weights, right)

@@ -24,6 +24,7 @@ WIDTH = 120
 BESIDE = ("beside self-consistency", "budget", "tokens", "at its budget", "Holm p", "at its tokens", "Holm p")
 HEAD = ("strategy", "budget", "accuracy %", "tokens", "FLOPs", "seconds", "vs. one sample", "Holm p")
 PLATEAU = ("to match the vote at its best", "its accuracy %", "its tokens", "tokens", "times", "gain")
+CALIBRATED = ("weights as chances of being right", "AUROC", "AURC", "Brier", "calibration error", "log-loss")
 REVIEWED = ("right answers, reviewed", "budget", "reviewed", "wrong work %", "accuracy %", "valid %")
 DRAWS = "Tokens of a draw: {} (right {}, not right {}); of one prompt's draws they vary by {} %."
 NOTES = """\
@@ -32,6 +33,7 @@ FLOPs and modelled seconds are means per problem. One sample: {baseline}. Holm p
 At its tokens: beside the two budgets of self-consistency whose mean tokens enclose the row's, in that proportion.
 Enough: samples after which the next adds at most one point, by a fit that ends too early where problems differ;
 ~ where it misses what was measured by more than a point.
+AURC: share of wrong samples among those of the highest weights, averaged over how many are taken.
 Times: the tokens to match the vote's best accuracy by those that the vote takes to come within half a point of it;
 – where no budget does.
 """
@@ -138,6 +140,7 @@ def as_markdown(run: Run, found: Findings) -> str:
         parts.append(f"## {_clean(task)} ({max(row.questions for row in mine)} problems{metric})\n")
         parts.append(_leaderboard(mine))
         parts.append(_pools(own.at_k, own.rankings, own.bends))
+        parts.append(_calibrated(own.rankings))
         parts += [_wrapped(DRAWS.format(*_drawn(x))) for x in limits.draws]
         curve = reviews.said(limits.true_at_k)
         parts.append(_wrapped(curve) if curve else "")
@@ -198,6 +201,16 @@ def _pools(at_k: Sequence[AtK], rankings: Sequence[Ranking], bends: Sequence[Eno
         for kind, verifier in names
     ]
     return table(["% of k samples, k =", *map(str, ks), "enough", "AUROC within"], lines) if lines else ""
+
+
+def _calibrated(rankings: Sequence[Ranking]) -> str:
+    """Of the verifiers whose weights are probabilities, how far they are to be believed."""
+    lines = [
+        [x.verifier, *map(short, (x.auroc, x.aurc, x.brier, x.ece, x.log_loss))]
+        for x in rankings
+        if not math.isnan(x.brier)
+    ]
+    return table(CALIBRATED, lines) if lines else ""
 
 
 def _drawn(draws: Draws) -> list[str]:
