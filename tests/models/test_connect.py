@@ -1,4 +1,4 @@
-"""Recipes on servers: what the tokenizer is for, what is refused, and a whole run with its replay."""
+"""Recipes on servers: how they start, what the tokenizer is for, what is refused, and a whole run with its replay."""
 
 import json
 
@@ -13,6 +13,7 @@ from extratime.evaluate.named import RecipeError
 from extratime.models import manifest
 from extratime.models.engines.hf import HFEngine
 from extratime.models.engines.open import open_engine, open_replay
+from extratime.models.engines.openai import _HELLO, Endpoint, OpenAIEngine
 from extratime.models.load import load
 from extratime.models.request import Draw, Prompt, Sampling
 from extratime.models.self_eval import SelfEval
@@ -149,3 +150,26 @@ def test_a_replay_needs_the_tokenizer_where_a_server_read_prompts(tmp_path):
         opened.save(tmp_path)
         opened.engine.close()
     assert open_replay(tmp_path).engine.encode("ab") == Prompt("ab")
+
+
+def test_start_names_what_is_wrong():
+    with Stub("vllm") as stub:
+        url = stub.url
+        with pytest.raises(RuntimeError, match=r"does not serve 'other' but \['adapter', 'toy'\]"):
+            OpenAIEngine(Endpoint("other", "vllm", url))
+    with pytest.raises(RuntimeError, match=f"server at {url} does not answer"):
+        OpenAIEngine(Endpoint("toy", "vllm", url))
+    with Stub("transformers") as stub, pytest.raises(RuntimeError, match="HTTP 422"):
+        OpenAIEngine(Endpoint("toy", "vllm", stub.url))
+    with Stub("llama_cpp") as stub, pytest.raises(RuntimeError, match="does not answer like a vllm server"):
+        OpenAIEngine(Endpoint("toy", "vllm", stub.url))
+    with pytest.raises(ValueError, match="none of"):
+        Endpoint("toy", "tgi")
+    with pytest.raises(ValueError, match="http"):
+        Endpoint("toy", "vllm", "127.0.0.1:8000")
+
+
+def test_start_outlives_a_passing_fault():
+    with Stub("vllm", faults={_HELLO: ["429", "500"]}) as stub:
+        OpenAIEngine(Endpoint("toy", "vllm", stub.url, pause=0.01)).close()
+        assert len(stub.arrivals) == 3

@@ -5,7 +5,7 @@ from math import exp, inf, log
 import pytest
 from stub_server import END, LOGPROB, Stub, piece, spell
 
-from extratime.models.engines.openai import _HELLO, Endpoint, OpenAIEngine
+from extratime.models.engines.openai import Endpoint, OpenAIEngine
 from extratime.models.engines.servers import SERVERS, Unanswerable, align, probabilities
 from extratime.models.engines.wire import _wait
 from extratime.models.request import Completion, Draw, Drawn, Failure, Probe, Prompt, Read, Sampling, Score, Work
@@ -325,23 +325,6 @@ def test_a_thousand_draws_by_host_name(engine_for):
         assert sum(isinstance(reply, Drawn) for reply in replies.values()) == 1000
 
 
-def test_start_names_what_is_wrong():
-    with Stub("vllm") as stub:
-        url = stub.url
-        with pytest.raises(RuntimeError, match=r"does not serve 'other' but \['adapter', 'toy'\]"):
-            OpenAIEngine(Endpoint("other", "vllm", url))
-    with pytest.raises(RuntimeError, match=f"server at {url} does not answer"):
-        OpenAIEngine(Endpoint("toy", "vllm", url))
-    with Stub("transformers") as stub, pytest.raises(RuntimeError, match="HTTP 422"):
-        OpenAIEngine(Endpoint("toy", "vllm", stub.url))
-    with Stub("llama_cpp") as stub, pytest.raises(RuntimeError, match="does not answer like a vllm server"):
-        OpenAIEngine(Endpoint("toy", "vllm", stub.url))
-    with pytest.raises(ValueError, match="none of"):
-        Endpoint("toy", "tgi")
-    with pytest.raises(ValueError, match="http"):
-        Endpoint("toy", "vllm", "127.0.0.1:8000")
-
-
 def test_url_with_v1_and_key_from_the_environment(monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret\n")
     with Stub("vllm") as stub:
@@ -368,12 +351,6 @@ def test_a_prompt_begins_as_the_tokenizer_has_it(engine_for):
         assert engine.encode("ab") == Prompt("ab", (1, 97, 98))
         one(engine, Score(Prompt("ab", (1, 97)), "c"))
         assert stub.arrivals[-1].body["prompt"] == [1, 97, ord("c")]
-
-
-def test_start_outlives_a_passing_fault():
-    with Stub("vllm", faults={_HELLO: ["429", "500"]}) as stub:
-        OpenAIEngine(Endpoint("toy", "vllm", stub.url, pause=0.01)).close()
-        assert len(stub.arrivals) == 3
 
 
 def test_fingerprint_tells_weights_apart():
