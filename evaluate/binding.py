@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from extratime.evaluate.algorithms.pipeline import read_stages
 from extratime.evaluate.named import RecipeError, check_options, find, listed, named
-from extratime.evaluate.pipeline import read_stages
 
 Known = Mapping[str, Sequence[Mapping[str, Any]]]
 """By verifier, options that checkpoints tell together: an adapter and the question it was taught."""

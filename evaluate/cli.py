@@ -228,7 +228,7 @@ def _allocate(args: argparse.Namespace, rest: list[str]) -> None:
 
 def _tune(args: argparse.Namespace, rest: list[str]) -> None:
     try:
-        from extratime.evaluate.tune import as_text, tune
+        from extratime.evaluate.tuning.tune import as_text, tune
     except ModuleNotFoundError as error:
         raise RuntimeError(f"{error.name} is not installed: pip install 'extratime[tune]'") from error
     print(as_text(tune(args.recipe, args.overrides)))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
+from extratime.evaluate.algorithms.pipeline import layered
 from extratime.evaluate.named import RecipeError
-from extratime.evaluate.pipeline import layered
 from extratime.evaluate.program import Gather, Problem
 from extratime.models.request import Completion, Engine, Probe, Profile, Prompt, Sample, Score
 

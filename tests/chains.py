@@ -8,7 +8,7 @@ from itertools import accumulate
 import numpy as np
 from toy import problem, texts
 
-from extratime.evaluate.particles import State
+from extratime.evaluate.algorithms.particles import State
 from extratime.evaluate.program import Gather
 from extratime.models.request import Completion, Sample, Sampling
 

@@ -83,6 +83,25 @@ def test_imports_go_one_way(room, above):
 
 
 @pytest.mark.parametrize(
+    ("room", "below"),
+    [
+        ("statistics", ("statistics",)),
+        ("algorithms", ("statistics", "algorithms", "named", "program", "schedule")),
+        ("strategies", ("statistics", "algorithms", "named", "program", "schedule", "strategies", "verifiers")),
+    ],
+)
+def test_rooms_of_evaluate_know_only_what_is_below_them(room, below):
+    seen = {
+        f"{path} imports {name}"
+        for path in files(f"evaluate/{room}")
+        if path.suffix == ".py"
+        for name in imported(path)
+        if name.startswith("extratime.evaluate.") and name.split(".")[2] not in below
+    }
+    assert seen == set()
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "import extratime.train.run",

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import optuna
 
-from extratime.evaluate.study import Outcome
+from extratime.evaluate.tuning.study import Outcome
 
 
 def options(candidate):

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from trl import TrlParser
 
-from extratime.evaluate.concepts import Memory, append, dump, entries, merge, render
+from extratime.evaluate.algorithms.concepts import Memory, append, dump, entries, merge, render
+from extratime.evaluate.algorithms.prompts import fill
 from extratime.evaluate.grid import read_recipe
 from extratime.evaluate.program import Answer, EngineError, Problem, Program, sample
-from extratime.evaluate.prompts import fill
 from extratime.evaluate.schedule import Cell, Schedule
 from extratime.evaluate.streams import Streams
 from extratime.models.engines.open import Opened, open_recipe

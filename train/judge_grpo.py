@@ -24,7 +24,7 @@ from typing import Any
 from datasets import Dataset
 from trl.trainer.utils import RepeatSampler
 
-from extratime.evaluate.position_bias import Verdict, position_bias
+from extratime.evaluate.statistics.position_bias import Verdict, position_bias
 from extratime.models.judge import Form, Judge, check_verdicts, verdict
 from extratime.train import rewards, run
 from extratime.train.grpo import GRPOTrainer, refuse_inexact, said

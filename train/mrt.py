@@ -37,8 +37,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from extratime.evaluate.episodes import bridge
-from extratime.evaluate.regret import progress
+from extratime.evaluate.algorithms.episodes import bridge
+from extratime.evaluate.statistics.regret import progress
 from extratime.models.engines.text import Text, decoder
 from extratime.train import grpo, mrt_star, run
 from extratime.train.grpo import Batch, Problems

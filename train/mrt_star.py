@@ -29,9 +29,9 @@ from typing import Any
 
 from trl import TrlParser
 
+from extratime.evaluate.algorithms.episodes import episodes, prefixes, split
+from extratime.evaluate.algorithms.forcing import Context, force
 from extratime.evaluate.cost import Ledger
-from extratime.evaluate.episodes import episodes, prefixes, split
-from extratime.evaluate.forcing import Context, force
 from extratime.evaluate.grid import Recipe, read_recipe
 from extratime.evaluate.program import Problem
 from extratime.evaluate.schedule import Schedule
@@ -44,7 +44,7 @@ from extratime.models.request import Completion
 
 @dataclass
 class Segmentation:
-    """How a trace is cut; see `extratime.evaluate.episodes`.
+    """How a trace is cut; see `extratime.evaluate.algorithms.episodes`.
 
     Attributes:
         end: text that ends the thinking, such as `</think>`.

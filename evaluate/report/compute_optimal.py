@@ -21,15 +21,15 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from extratime.evaluate import stats
-from extratime.evaluate.allocation import allocate, bin_of, halves, quantile_edges
+from extratime.evaluate.algorithms.allocation import allocate, bin_of, halves, quantile_edges
 from extratime.evaluate.report import page, tables
 from extratime.evaluate.report.figures import figure
 from extratime.evaluate.report.leaderboard import Key, Row, cells, leaderboard, plain
 from extratime.evaluate.report.pools import Pools, largest, verifiers
 from extratime.evaluate.report.read import Result, Run
 from extratime.evaluate.report.words import p_value, percent, short
-from extratime.evaluate.stats import Array, Ints
+from extratime.evaluate.statistics.arrays import Array, Ints
+from extratime.evaluate.statistics.questions import clustered_ci, paired_difference
 from extratime.models.manifest import write_json
 
 NAME = "compute-optimal"
@@ -198,8 +198,8 @@ def _point(
     )
     questions = np.arange(half.size)
     ours, theirs = (table.quality[which.arms, questions] for which in (chosen, single))
-    interval = stats.clustered_ci(ours, np.random.default_rng(0), resamples)
-    gain = stats.paired_difference(ours, theirs, np.random.default_rng(0), resamples)
+    interval = clustered_ci(ours, np.random.default_rng(0), resamples)
+    gain = paired_difference(ours, theirs, np.random.default_rng(0), resamples)
     first, second = (tuple(table.arms[arm] for arm in arms) for arms in chosen.halves)
     return Point(
         n,

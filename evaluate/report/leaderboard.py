@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from extratime.evaluate import compare, stats
 from extratime.evaluate.cost import Cost, flops, kv_bytes
 from extratime.evaluate.report.read import Machine, Result, Run
+from extratime.evaluate.statistics import compare
+from extratime.evaluate.statistics.arrays import Array
+from extratime.evaluate.statistics.questions import clustered_ci, mcnemar, paired_difference, question_means
 
 ALL = "all tasks"
 PLAIN = ("self_consistency", "best_of_n", "weighted_vote")
@@ -150,7 +152,7 @@ def _missing(run: Run, task: str) -> dict[Key, int]:
 def _row(task: str, key: Key, group: Group, missing: int, machine: Machine, resamples: int) -> Row:
     flat = [r for replicates in group.values() for r in replicates]
     metrics = {r.metric for r in flat}
-    accuracy = stats.clustered_ci(values(group), _rng(), resamples)
+    accuracy = clustered_ci(values(group), _rng(), resamples)
     total = sum((r.cost for r in flat), Cost())
     right = sum(r.value for r in flat)
     mean = _means(group)
@@ -181,7 +183,7 @@ def _means(group: Group) -> Callable[[Callable[[Cost], float]], float]:
     """Mean over questions of a question's mean over replicates, as for accuracy."""
 
     def mean(of: Callable[[Cost], float]) -> float:
-        return float(stats.question_means(values(group, lambda r: of(r.cost))).mean())
+        return float(question_means(values(group, lambda r: of(r.cost))).mean())
 
     return mean
 
@@ -207,11 +209,11 @@ def values(group: Group, of: Callable[[Result], float] = lambda r: r.value) -> l
     return [[of(r) for r in replicates] for replicates in group.values()]
 
 
-def measured(group: Group, questions: Iterable[tuple[str, str]]) -> tuple[stats.Array, stats.Array]:
+def measured(group: Group, questions: Iterable[tuple[str, str]]) -> tuple[Array, Array]:
     """Score and generated tokens of each of these questions, means over replicates, both of shape (Q,)."""
     part = {question: group[question] for question in questions}
     tokens = values(part, lambda r: float(r.cost.decoded))
-    return stats.question_means(values(part)), stats.question_means(tokens)
+    return question_means(values(part)), question_means(tokens)
 
 
 def _compared(
@@ -232,7 +234,7 @@ def _against(row: Row, group: Group, base: Group, resamples: int) -> Row:
     if not both:
         return row
     ours, theirs = ({q: side[q] for q in both} for side in (group, base))
-    d = stats.paired_difference(values(ours), values(theirs), _rng(), resamples)
+    d = paired_difference(values(ours), values(theirs), _rng(), resamples)
     return replace(
         row,
         paired=len(both),
@@ -249,7 +251,7 @@ def _mcnemar(ours: list[list[float]], theirs: list[list[float]]) -> float:
         return math.nan
     gained = sum(a > b for a, b in zip(ours, theirs, strict=True))
     lost = sum(a < b for a, b in zip(ours, theirs, strict=True))
-    return float(stats.mcnemar(gained, lost))
+    return float(mcnemar(gained, lost))
 
 
 def _on_frontier(rows: dict[Key, Row], groups: Mapping[Key, Group], resamples: int) -> dict[Key, Row]:

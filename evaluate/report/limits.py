@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from extratime.evaluate.crossover import Cells, crossover, multiplier_interval
 from extratime.evaluate.report.leaderboard import Group, Key, by_task, cells, measured, one_sample, plain
 from extratime.evaluate.report.pools import FITS, Pool, Pools, largest
 from extratime.evaluate.report.read import Run
 from extratime.evaluate.report.reviews import Reviewed, TrueAtK, read_reviews, reviewed, true_at_k
 from extratime.evaluate.report.versus import reference
+from extratime.evaluate.statistics.crossover import Cells, crossover, multiplier_interval
 
 
 @dataclass(frozen=True, slots=True)

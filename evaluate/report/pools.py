@@ -2,7 +2,7 @@
 
 The policy's pool of a problem is its largest one of plain i.i.d. samples. A strategy whose pools carry different
 weights tells what its verifier is worth, so a verifier goes by the strategy's label; one that ranks as an earlier one
-did is left out. All @k figures are exact means over the k-subsets of a pool (`extratime.evaluate.stats`), k in powers
+did is left out. All @k figures are exact means over the k-subsets of a pool (`statistics/at_k.py`), k in powers
 of two, over the problems with at least k samples. Replicates are pools of their own, the first of the largest counts.
 
 pass@k is the mean of the best score among k, which is the usual one where scores are 0 or 1, and worst@k that of the
@@ -18,11 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from extratime.evaluate import calibration, resampling, stats
 from extratime.evaluate.program import rank
 from extratime.evaluate.report.leaderboard import by_task, plain
 from extratime.evaluate.report.read import Response, Result, Run
-from extratime.evaluate.saturation import fit
+from extratime.evaluate.statistics import calibration, resampling
+from extratime.evaluate.statistics.arrays import Array
+from extratime.evaluate.statistics.at_k import best_of_k, maj_at_k, vote_counts
+from extratime.evaluate.statistics.questions import clustered_ci
+from extratime.evaluate.statistics.saturation import fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,25 +174,25 @@ def _weighed(pool: Pool) -> Pool:
 
 def _reached(pool: Pool, ks: Sequence[int]) -> list[float]:
     worth = pool.worth
-    return [stats.best_of_k(worth, worth, k) for k in ks]
+    return [best_of_k(worth, worth, k) for k in ks]
 
 
 def _worst(pool: Pool, ks: Sequence[int]) -> list[float]:
     worth = pool.worth
-    return [stats.best_of_k(worth, [-w for w in worth], k) for k in ks]
+    return [best_of_k(worth, [-w for w in worth], k) for k in ks]
 
 
 def _majority(pool: Pool, ks: Sequence[int]) -> list[float]:
-    """Only finished responses vote, as in `extratime.evaluate.vote`."""
+    """Only finished responses vote, as in `extratime.evaluate.algorithms.vote`."""
     votes = [response.answer if response.standing == 2 else None for response in pool.responses]
     flags = [worth > 0 and vote is not None for worth, vote in zip(pool.worth, votes, strict=True)]
-    counts = stats.vote_counts(votes, flags)
-    return [stats.maj_at_k(*counts, k) for k in ks]
+    counts = vote_counts(votes, flags)
+    return [maj_at_k(*counts, k) for k in ks]
 
 
 def _best(pool: Pool, ks: Sequence[int]) -> list[float]:
     worth, ranks = pool.worth, np.array(pool.ranks, dtype=float)
-    return [stats.best_of_k(worth, ranks, k) for k in ks]
+    return [best_of_k(worth, ranks, k) for k in ks]
 
 
 def _values(pools: Pools, of: Callable[[Pool, Sequence[int]], list[float]]) -> dict[int, list[float]]:
@@ -205,7 +208,7 @@ def _values(pools: Pools, of: Callable[[Pool, Sequence[int]], list[float]]) -> d
 def _figures(task: str, kind: str, verifier: str, values: Mapping[int, Sequence[float]], resamples: int) -> list[AtK]:
     figures = []
     for k, each in values.items():
-        ci = stats.clustered_ci(np.array(each), np.random.default_rng(0), resamples)
+        ci = clustered_ci(np.array(each), np.random.default_rng(0), resamples)
         figures.append(AtK(task, kind, verifier, k, ci.value, ci.low, ci.high, ci.questions))
     return figures
 
@@ -256,7 +259,7 @@ def _ranking(task: str, verifier: str, pools: Pools, resamples: int) -> Ranking:
     )
 
 
-def _calibration(weights: stats.Array, right: stats.Array) -> tuple[float, float, float, float]:
+def _calibration(weights: Array, right: Array) -> tuple[float, float, float, float]:
     """Area under risk by coverage, Brier score, calibration error and log-loss."""
     aurc = calibration.aurc(weights, right)
     if weights.min() < 0 or weights.max() > 1:

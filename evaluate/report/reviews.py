@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from extratime.evaluate import stats
-from extratime.evaluate.false_positives import true_pass_at_k
 from extratime.evaluate.report.leaderboard import Group, Key, values
 from extratime.evaluate.report.pools import Pools
 from extratime.evaluate.report.read import Result
+from extratime.evaluate.statistics.at_k import pass_at_k
+from extratime.evaluate.statistics.false_positives import true_pass_at_k
+from extratime.evaluate.statistics.questions import clustered_ci, question_means
 
 FILE = "reviews.jsonl"
 
@@ -88,9 +89,9 @@ def reviewed(
         if not said:
             continue
         flags = [flag for found in said for flag in found]
-        ci = stats.clustered_ci(said, np.random.default_rng(0), resamples)
+        ci = clustered_ci(said, np.random.default_rng(0), resamples)
         rate = sum(flags) / len(flags)
-        accuracy = float(stats.question_means(values(group)).mean())
+        accuracy = float(question_means(values(group)).mean())
         counts = len(flags), int(sum(flags))
         yield Reviewed(task, label, budget, *counts, rate, ci.low, ci.high, accuracy, accuracy * (1 - rate))
 
@@ -115,7 +116,7 @@ def true_at_k(task: str, pools: Pools, reviews: Mapping[str, bool]) -> list[True
         TrueAtK(
             task,
             k,
-            float(np.mean([stats.pass_at_k(n, c, k) for n, c, _, _ in counts])),
+            float(np.mean([pass_at_k(n, c, k) for n, c, _, _ in counts])),
             float(np.mean([true_pass_at_k(*count, k) for count in counts])),
         )
         for k in (2**i for i in range(least.bit_length()))

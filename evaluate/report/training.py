@@ -1,6 +1,6 @@
 """`extratime report --training FOLDER…`: what the logs of training runs say about learning-rate schedules.
 
-The annealing law (`extratime.evaluate.annealing`) is fitted to all runs together, which must share model, data, peak
+The annealing law (`statistics/annealing.py`) is fitted to all runs together, which must share model, data, peak
 and batch. The first folder gets `annealing.json` and `annealing.png`.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from extratime.evaluate.annealing import SHAPES, Curve, Law, fit, read, schedule, warm_up
 from extratime.evaluate.report.figures import INK, LINES, STYLE
 from extratime.evaluate.report.page import write
+from extratime.evaluate.statistics.annealing import SHAPES, Curve, Law, fit, read, schedule, warm_up
 from extratime.models.manifest import write_json
 
 CONVENTION = "warm-up counts in S1 and not in S2; the first tenth after it is left out of the fit"

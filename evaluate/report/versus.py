@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from extratime.evaluate import compare, stats
 from extratime.evaluate.report.leaderboard import Group, Key, by_task, cells, measured, one_sample
 from extratime.evaluate.report.read import Run
+from extratime.evaluate.statistics import compare
+from extratime.evaluate.statistics.arrays import Array
+from extratime.evaluate.statistics.questions import paired_difference
 
 REFERENCE = "self_consistency"
 
@@ -59,7 +61,7 @@ class _Vote:
     """A cell of the grid, mostly the vote at one budget: accuracy by question, shape (Q,), and mean tokens."""
 
     budget: int
-    right: stats.Array
+    right: Array
     tokens: float
 
 
@@ -106,7 +108,7 @@ def _row(
     told: dict[str, Any] = {}
     for name, theirs in (("equal_budget", same), ("equal_tokens", at_tokens(known(both), own.tokens))):
         if theirs is not None:
-            d = stats.paired_difference(own.right, theirs, np.random.default_rng(0), resamples)
+            d = paired_difference(own.right, theirs, np.random.default_rng(0), resamples)
             told |= {name: d.value, f"{name}_low": d.low, f"{name}_high": d.high, f"{name}_p_holm": d.p}
     return Versus(task, *key, own.tokens, len(both), **told) if told else None
 
@@ -121,7 +123,7 @@ def _on(group: Group, questions: Sequence[tuple[str, str]], budget: int) -> _Vot
     return _Vote(budget, right, float(tokens.mean()))
 
 
-def at_tokens(votes: Sequence[_Vote], tokens: float) -> stats.Array | None:
+def at_tokens(votes: Sequence[_Vote], tokens: float) -> Array | None:
     """Accuracy by question, shape (Q,), of the vote that spends `tokens` in the mean; None outside its range.
 
     Args:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, sample
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.self_eval import self_eval
-from extratime.evaluate.vote import elect
 from extratime.models.request import Completion
 
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import ballots, beta_confidence, dirichlet_confidence, elect, tally
 from extratime.evaluate.program import Answer, Problem, Program, sample
-from extratime.evaluate.vote import ballots, beta_confidence, dirichlet_confidence, elect, tally
 from extratime.models.request import Completion
 
 

@@ -2,7 +2,7 @@
 
     candidates ← generators;  for each further layer: candidates, critiques ← layer(candidates, critiques)
 
-A recipe writes the layers; `extratime.evaluate.stages` has the components, `extratime.evaluate.pipeline` their rules:
+A recipe writes the layers; `algorithms/stages.py` has the components, `algorithms/pipeline.py` their rules:
 
     archon: {stages: [{generator: {n: 4}}, {critic: {}}, {ranker: {k: 2}}, {fuser: {n: 1}}]}
 
@@ -20,9 +20,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from extratime.evaluate.pipeline import advance, check, layered, paid
+from extratime.evaluate.algorithms.pipeline import advance, check, layered, paid
+from extratime.evaluate.algorithms.stages import Fuser, Generator, Ranker, Stage, State
 from extratime.evaluate.program import Answer, Problem, Program, best
-from extratime.evaluate.stages import Fuser, Generator, Ranker, Stage, State
 
 
 def archon(

@@ -3,7 +3,7 @@
     concepts ← select(memory, problem);  response ~ policy(concepts, problem)
     with a verifier: while no response passes, up to `passes` times, draw again with the last attempt in the prompt
 
-The memory is a file that was written before, from other problems (`extratime.evaluate.concepts`), and is only read
+The memory is a file that was written before, from other problems (`algorithms/concepts.py`), and is only read
 here. The paper's may also grow while it is evaluated; then a result hangs on the order of the problems, and on which
 were solved by whoever ran beside it, so that no cell could be drawn again. Growing is left to the command that writes
 the file, batch by batch, from training problems. A memory that was written from the very problem asked is an error.
@@ -21,10 +21,10 @@ from typing import Literal
 
 import numpy as np
 
-from extratime.evaluate.concepts import Memory, chosen, matching, read_memory, render
+from extratime.evaluate.algorithms.concepts import Memory, chosen, matching, read_memory, render
+from extratime.evaluate.algorithms.prompts import ask, fill
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, sample
-from extratime.evaluate.prompts import ask, fill
-from extratime.evaluate.vote import elect
 from extratime.models.request import Completion, Prompt
 
 SELECT = (

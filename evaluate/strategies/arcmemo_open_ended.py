@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from extratime.evaluate.concepts import Lesson, Memory
+from extratime.evaluate.algorithms.concepts import Lesson, Memory
+from extratime.evaluate.algorithms.prompts import ask, fill
 from extratime.evaluate.program import Answer, Problem, Program, Verifier
-from extratime.evaluate.prompts import ask, fill
 from extratime.evaluate.strategies.arcmemo import attempted, remembered
 
 DESCRIBE = (

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from extratime.evaluate.algorithms.search import together
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, extend, growing, ranking, sample
-from extratime.evaluate.search import together
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.likelihood import likelihood
-from extratime.evaluate.vote import elect
 from extratime.models.request import Completion
 
 

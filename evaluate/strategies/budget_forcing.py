@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from extratime.evaluate.episodes import bridge, split
-from extratime.evaluate.forcing import cut, put
+from extratime.evaluate.algorithms.episodes import bridge, split
+from extratime.evaluate.algorithms.forcing import cut, put
 from extratime.evaluate.program import Answer, Problem, Program, extend, growing, sample
 from extratime.evaluate.strategies.self_refine import latest
 from extratime.models.request import Completion

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from extratime.evaluate.allocation import bin_of
+from extratime.evaluate.algorithms.allocation import bin_of
 from extratime.evaluate.program import Answer, EngineError, Problem, Program, Strategy, Verifier, best, sample
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.verifiers.likelihood import likelihood

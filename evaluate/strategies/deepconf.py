@@ -1,7 +1,7 @@
 """Deep Think with Confidence, offline (DeepConf, arXiv 2508.15260): the surest responses vote with their confidence.
 
 Draw `budget` responses; of those with an answer keep the surest share `keep`; each of them votes with its confidence.
-Confidence comes from log-probabilities of the tokens drawn, not of the twenty likeliest (`evaluate/confidence.py`).
+Confidence comes from log-probabilities of the tokens drawn, not of the twenty likeliest (`algorithms/confidence.py`).
 Budget law: reads at most `budget` full-length samples.
 """
 
@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from extratime.evaluate.confidence import bar, confidence
+from extratime.evaluate.algorithms.confidence import bar, confidence
+from extratime.evaluate.algorithms.vote import ballots, elect
 from extratime.evaluate.program import Answer, Problem, Program, sample
 from extratime.evaluate.verifiers.likelihood import token_logprobs
-from extratime.evaluate.vote import ballots, elect
 
 
 def deepconf(

@@ -5,8 +5,8 @@ group of `window` tokens. Then, one after the other, responses are read `chunk` 
 whole group is below the bar. Responses at or above the bar vote with the confidence of their least sure group, those
 of the warm-up too. The drawing stops when the leading answer has a share `consensus` of the votes.
 
-Confidence comes from log-probabilities of the tokens drawn, not of the twenty likeliest (`evaluate/confidence.py`); an
-engine that tells none has nothing broken off. Budget law: at most `budget` responses, of one full length at most.
+Confidence comes from log-probabilities of the tokens drawn, not of the twenty likeliest (`algorithms/confidence.py`);
+an engine that tells none has nothing broken off. Budget law: at most `budget` responses, of one full length at most.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from extratime.evaluate.confidence import bar, confidence
+from extratime.evaluate.algorithms.confidence import bar, confidence
+from extratime.evaluate.algorithms.vote import ballots, elect, tally
 from extratime.evaluate.program import Answer, Problem, Program, extend, growing, sample
 from extratime.evaluate.verifiers.likelihood import token_logprobs
-from extratime.evaluate.vote import ballots, elect, tally
 from extratime.models.request import Completion
 
 

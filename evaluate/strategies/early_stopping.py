@@ -3,7 +3,7 @@
 `budget` responses are read in lockstep, `every` tokens at a time. After each look a response whose running score is
 below `threshold` is given up, unless no other that is left has a higher one: somebody has to answer. The paper's
 controller stops where p(stop) > τ, τ from 0 to 0.999; here p(stop) is one minus the score, and 0.1 stands for τ = 0.9.
-`extratime.evaluate.stopping` learns a threshold on validation problems. Scores that are logarithms count as their
+`algorithms/stopping.py` learns a threshold on validation problems. Scores that are logarithms count as their
 exponentials, so that for `likelihood` the threshold is a geometric mean of probabilities.
 
 Without a threshold a response is given up where it can win no more: not even with certain tokens up to its full length
@@ -20,11 +20,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from extratime.evaluate.algorithms.stopping import ceiling
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, growing, sample
-from extratime.evaluate.stopping import ceiling
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.likelihood import likelihood
-from extratime.evaluate.vote import elect
 from extratime.models.request import Completion
 
 

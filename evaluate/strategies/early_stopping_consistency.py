@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import ballots, elect
 from extratime.evaluate.program import Answer, Problem, Program, sample
-from extratime.evaluate.vote import ballots, elect
 from extratime.models.request import Completion
 
 

@@ -29,8 +29,8 @@ from typing import Literal
 
 import numpy as np
 
-from extratime.evaluate import smc
-from extratime.evaluate.particles import Rule, decide, sweep
+from extratime.evaluate.algorithms import smc
+from extratime.evaluate.algorithms.particles import Rule, decide, sweep
 from extratime.evaluate.program import Answer, Problem, Program, score
 from extratime.models.request import Completion, Prompt, Score
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import ballots, elect_among
 from extratime.evaluate.program import Answer, Problem, Program, extend, growing, sample
-from extratime.evaluate.vote import ballots, elect_among
 from extratime.models.request import Completion
 
 

@@ -21,9 +21,9 @@ from typing import Literal
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import ballots, elect
 from extratime.evaluate.program import Answer, Problem, Program, gather, sample
 from extratime.evaluate.verifiers.likelihood import mean_logprob
-from extratime.evaluate.vote import ballots, elect
 from extratime.models.request import Completion
 
 

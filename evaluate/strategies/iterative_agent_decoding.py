@@ -20,10 +20,10 @@ from typing import Literal
 
 import numpy as np
 
+from extratime.evaluate.algorithms.prompts import ask, fill
+from extratime.evaluate.algorithms.vote import ballots
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, rank, sample
-from extratime.evaluate.prompts import ask, fill
 from extratime.evaluate.verifiers.likelihood import likelihood
-from extratime.evaluate.vote import ballots
 from extratime.models.request import Completion
 
 Feedback = Literal["none", "attempts", "scores", "critique"]

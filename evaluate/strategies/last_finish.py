@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import elect_among
 from extratime.evaluate.program import Answer, Problem, Program, sample
 from extratime.evaluate.strategies.first_finish import answered
-from extratime.evaluate.vote import elect_among
 
 
 def last_finish(problem: Problem, budget: int, rng: np.random.Generator, k: int = 1) -> Program[Answer]:

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, extend, growing
 from extratime.evaluate.strategies.beam_search import grow
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.likelihood import likelihood
-from extratime.evaluate.vote import elect
 from extratime.models.request import Completion
 
 

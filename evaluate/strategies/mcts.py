@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from extratime.evaluate.algorithms.search import affordable, branch, probabilities, root
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, growing
-from extratime.evaluate.search import affordable, branch, probabilities, root
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.models.request import Completion
 

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import agreement, ballots, elect, elect_among
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, gather, sample
-from extratime.evaluate.vote import agreement, ballots, elect, elect_among
 from extratime.models.request import Completion
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from extratime.evaluate.forcing import cut, put
+from extratime.evaluate.algorithms.forcing import cut, put
 from extratime.evaluate.program import Answer, Problem, Program, extend, gather, growing, sample
 from extratime.models.request import Completion
 

@@ -18,8 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from extratime.evaluate import smc
-from extratime.evaluate.particles import Choice, Generation, Rule, Trajectory, decide, retained, sweep
+from extratime.evaluate.algorithms import smc
+from extratime.evaluate.algorithms.particles import Choice, Generation, Rule, Trajectory, decide, retained, sweep
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, gather
 from extratime.evaluate.verifiers.likelihood import likelihood
 

@@ -22,8 +22,8 @@ from typing import Literal
 
 import numpy as np
 
-from extratime.evaluate import smc
-from extratime.evaluate.particles import Choice, Rule, decide, sweep
+from extratime.evaluate.algorithms import smc
+from extratime.evaluate.algorithms.particles import Choice, Rule, decide, sweep
 from extratime.evaluate.program import Answer, Problem, Program, Verifier
 from extratime.evaluate.verifiers.likelihood import likelihood
 

@@ -21,9 +21,9 @@ from typing import Literal
 
 import numpy as np
 
-from extratime.evaluate import smc
-from extratime.evaluate.backward import redrawn
-from extratime.evaluate.particles import Choice, Generation, Rule, State, decide, retained, sweep
+from extratime.evaluate.algorithms import smc
+from extratime.evaluate.algorithms.backward import redrawn
+from extratime.evaluate.algorithms.particles import Choice, Generation, Rule, State, decide, retained, sweep
 from extratime.evaluate.program import Answer, Problem, Program, Verifier
 from extratime.evaluate.verifiers.likelihood import likelihood
 

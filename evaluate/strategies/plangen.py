@@ -30,12 +30,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from extratime.evaluate.algorithms.prompts import ask, blocks, fill, numbered
+from extratime.evaluate.algorithms.ucb import Arm, choose
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, sample
-from extratime.evaluate.prompts import ask, blocks, fill, numbered
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.dvts import dvts
 from extratime.evaluate.strategies.rebase import rebase
-from extratime.evaluate.ucb import Arm, choose
 from extratime.evaluate.verifiers.constraints import against, checked, listed
 from extratime.models.request import Completion
 

@@ -20,12 +20,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from extratime.evaluate import smc
+from extratime.evaluate.algorithms import smc
+from extratime.evaluate.algorithms.search import allot
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, extend, growing, sample
-from extratime.evaluate.search import allot
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.likelihood import likelihood
-from extratime.evaluate.vote import elect
 
 
 def rebase(

@@ -20,11 +20,11 @@ from typing import Literal
 
 import numpy as np
 
-from extratime.evaluate.forcing import put
+from extratime.evaluate.algorithms.forcing import put
+from extratime.evaluate.algorithms.prompts import ask, fill, numbered
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, extend, growing, sample
-from extratime.evaluate.prompts import ask, fill, numbered
 from extratime.evaluate.strategies.self_refine import latest
-from extratime.evaluate.vote import elect
 from extratime.models.request import Completion
 
 CRITIQUE = (

@@ -21,11 +21,11 @@ from typing import Literal
 
 import numpy as np
 
+from extratime.evaluate.algorithms.prompts import ask, fill, numbered
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, gather, sample
-from extratime.evaluate.prompts import ask, fill, numbered
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.likelihood import likelihood
-from extratime.evaluate.vote import elect
 from extratime.models.request import Completion
 
 PROMPT = (

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import elect
+from extratime.evaluate.algorithms.weibull import lower
 from extratime.evaluate.program import Answer, Problem, Program, sample
 from extratime.evaluate.verifiers.likelihood import likelihood
-from extratime.evaluate.vote import elect
-from extratime.evaluate.weibull import lower
 from extratime.models.request import Completion
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, sample
-from extratime.evaluate.vote import elect
 
 
 def self_consistency(problem: Problem, budget: int, rng: np.random.Generator) -> Program[Answer]:

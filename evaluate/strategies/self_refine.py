@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from extratime.evaluate.algorithms.prompts import ask, fill
+from extratime.evaluate.algorithms.vote import ballots
 from extratime.evaluate.program import Answer, Problem, Program, best, sample
-from extratime.evaluate.prompts import ask, fill
-from extratime.evaluate.vote import ballots
 from extratime.models.request import Completion
 
 CRITIQUE = (

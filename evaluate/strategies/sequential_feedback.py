@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from extratime.evaluate.algorithms.prompts import ask, fill, numbered
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, sample
-from extratime.evaluate.prompts import ask, fill, numbered
 from extratime.evaluate.verifiers.oracle import oracle
 from extratime.models.request import Completion, Prompt
 

@@ -25,11 +25,11 @@ from typing import Literal
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, sample
 from extratime.evaluate.strategies.iterative_agent_decoding import ranked
 from extratime.evaluate.strategies.weighted_vote import weights
 from extratime.evaluate.verifiers.generative import generative
-from extratime.evaluate.vote import elect
 
 
 def solve_then_verify(

@@ -17,8 +17,8 @@ from itertools import chain, islice
 
 import numpy as np
 
+from extratime.evaluate.algorithms.search import trails
 from extratime.evaluate.program import Answer, Problem, Program, best, extend, gather, sample
-from extratime.evaluate.search import trails
 from extratime.models.request import Completion
 
 

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from extratime.evaluate.algorithms.search import affordable, branch, probabilities, root
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, growing, ranking
-from extratime.evaluate.search import affordable, branch, probabilities, root
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.models.request import Completion
 

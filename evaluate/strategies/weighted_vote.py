@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, sample
 from extratime.evaluate.verifiers.likelihood import likelihood
-from extratime.evaluate.vote import elect
 
 
 def weighted_vote(

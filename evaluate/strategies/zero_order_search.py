@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from extratime.evaluate.algorithms.search import affordable, root, trails
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, rank, sample, standing
-from extratime.evaluate.search import affordable, root, trails
 from extratime.evaluate.verifiers.likelihood import likelihood
 from extratime.models.request import Completion
 

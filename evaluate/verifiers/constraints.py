@@ -15,8 +15,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from extratime.evaluate.algorithms.prompts import ask, fill
 from extratime.evaluate.program import EngineError, Problem, Program, gather
-from extratime.evaluate.prompts import ask, fill
 from extratime.models.request import Completion
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from extratime.evaluate.algorithms.prompts import ask, fill
 from extratime.evaluate.jail import passes
 from extratime.evaluate.program import EngineError, Problem, Program
-from extratime.evaluate.prompts import ask, fill
 from extratime.models.request import Completion
 
 PROMPTS = {

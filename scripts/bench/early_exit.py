@@ -27,9 +27,9 @@ from table import at_least, at_most, row, show
 from tqdm import tqdm, trange
 from transformers import DataCollatorForSeq2Seq
 
-from extratime.evaluate.calibration import auroc
 from extratime.evaluate.cost import flops
 from extratime.evaluate.grid import EngineSpec
+from extratime.evaluate.statistics.calibration import auroc
 from extratime.models import early_exit, manifest
 from extratime.models.early_exit import EXIT, STOP, Controller, EarlyExit, labels, loss
 from extratime.models.engines.open import open_engine

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import trange
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from extratime.evaluate import stats
+from extratime.evaluate.statistics.questions import paired_difference
 
 LETTERS = "0123456789+=,"
 LENGTH = 16
@@ -136,7 +136,7 @@ def warm(args, model):
 
 def between(ours, theirs):
     """The 95 % interval of a paired difference."""
-    found = stats.paired_difference(ours, theirs, np.random.default_rng(0))
+    found = paired_difference(ours, theirs, np.random.default_rng(0))
     return f"[{found.low:+.3f}, {found.high:+.3f}]"
 
 

@@ -20,11 +20,11 @@ from scipy.stats import pearsonr
 from steps import KEEP_MEMORY, call, overrides
 from table import at_least, at_most, row, show
 
-from extratime.evaluate import stats
-from extratime.evaluate.forcing import force
-from extratime.evaluate.regret import normalised_regret, success_at
-from extratime.evaluate.resampling import resampled
+from extratime.evaluate.algorithms.forcing import force
 from extratime.evaluate.schedule import Schedule
+from extratime.evaluate.statistics.questions import paired_difference
+from extratime.evaluate.statistics.regret import normalised_regret, success_at
+from extratime.evaluate.statistics.resampling import resampled
 from extratime.evaluate.streams import Streams
 from extratime.models.engines.open import open_recipe
 from extratime.train import mrt_star
@@ -193,7 +193,7 @@ def beside(pair, mrt, base, start, longest, rng):
     """MRT beside what learns from outcomes alone, both from the same start; traces have `longest` tokens at most."""
     value, low, high = ratio(mrt.tokens(), base.tokens(), rng)
     yield at_most(f"mean tokens, {pair}", value, 0.8, f"[{low:.3f}, {high:.3f}]")
-    gap = stats.paired_difference(mrt.accuracy(), base.accuracy(), rng)
+    gap = paired_difference(mrt.accuracy(), base.accuracy(), rng)
     told = f"[{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.3f}"
     yield at_least(f"accuracy, {pair.replace('÷', '−')}", gap.value, -0.02, told)
     yield reach(mrt, base, pair, longest)
@@ -221,7 +221,7 @@ def reach(mrt, star, pair, longest):
 
 def control(shuffled, star, rng):
     tokens, _, _ = ratio(shuffled.tokens(), star.tokens(), rng)
-    gap = stats.paired_difference(shuffled.accuracy(), star.accuracy(), rng)
+    gap = paired_difference(shuffled.accuracy(), star.accuracy(), rng)
     note = f"{tokens:.3f} of the tokens; accuracy {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
     met = tokens <= 0.8 and gap.value >= -0.02
     return row("control: shuffled Ĵ saves tokens at equal accuracy", float(met), "0", not met, note)

@@ -26,7 +26,7 @@ from scratch import build
 from steps import KEEP_MEMORY, call
 from table import at_least, at_most, row, show
 
-from extratime.evaluate import stats
+from extratime.evaluate.statistics.questions import paired_difference
 
 NAMES = [*map(str, range(100)), *"+-*/:;,> =?{}[]\n", *"none"]
 SHAPE = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2}
@@ -229,7 +229,7 @@ def rows(args):
 
 
 def gap(ours, theirs, bar):
-    found = stats.paired_difference(ours.right, theirs.right, np.random.default_rng(0))
+    found = paired_difference(ours.right, theirs.right, np.random.default_rng(0))
     return found.value, bar, f"[{found.low:+.3f}, {found.high:+.3f}]"
 
 

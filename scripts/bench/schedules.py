@@ -24,7 +24,7 @@ from table import at_most, row, show
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from extratime.evaluate.annealing import Curve, fit, schedule
+from extratime.evaluate.statistics.annealing import Curve, fit, schedule
 from extratime.train.refinement import multipliers, norms_of, smooth
 
 LETTERS = "0123456789+-*=\n"

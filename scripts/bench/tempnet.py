@@ -20,7 +20,7 @@ from table import at_least, at_most, row, show
 from tqdm import tqdm, trange
 from transformers import DataCollatorForSeq2Seq
 
-from extratime.evaluate.stats import clustered_ci
+from extratime.evaluate.statistics.questions import clustered_ci
 from extratime.models.load import load
 from extratime.models.tempnet import Temperatures, TempNet, best_constant, entropy, loss, solve
 from extratime.train import sft, tempnet

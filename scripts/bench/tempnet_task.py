@@ -21,8 +21,9 @@ import torch
 from table import row, show
 from transformers import DataCollatorForSeq2Seq
 
-from extratime.evaluate import stats
 from extratime.evaluate.grid import Recipe
+from extratime.evaluate.statistics.at_k import pass_at_k
+from extratime.evaluate.statistics.questions import paired_difference
 from extratime.evaluate.tasks.load import load_tasks
 from extratime.models import manifest, tempnet
 from extratime.models.load import load
@@ -85,7 +86,7 @@ def lines(folder, kind):
 
 
 def compare(name, ours, theirs):
-    found = stats.paired_difference(ours, theirs, np.random.default_rng(0))
+    found = paired_difference(ours, theirs, np.random.default_rng(0))
     values = f"{np.mean([np.mean(x) for x in ours]):.3f} against {np.mean([np.mean(x) for x in theirs]):.3f}"
     return row(name, found.value, note=f"[{found.low:+.3f}, {found.high:+.3f}], {values}")
 
@@ -110,7 +111,7 @@ def main():
     theirs, their_votes = evaluate(args, "constant", said.base, round(heat, 4))
     rows.append(compare("accuracy of a draw, network − constant", ours, theirs))
     for k in (2, 4, 8):
-        sides = [[stats.pass_at_k(len(x), round(sum(x)), k) for x in side] for side in (ours, theirs)]
+        sides = [[pass_at_k(len(x), round(sum(x)), k) for x in side] for side in (ours, theirs)]
         rows.append(compare(f"pass@{k}, network − constant", *sides))
     rows.append(compare(f"self-consistency@{DRAWS}, network − constant", votes, their_votes))
     show(rows, args.json)

@@ -11,7 +11,7 @@ from played import rng, scored
 from toy import problem
 from walks import BEST, BLIND, STEPS, accuracy, chain, near, sees, steps, walked
 
-from extratime.evaluate.search import root
+from extratime.evaluate.algorithms.search import root
 from extratime.evaluate.strategies.a_star import COSTS, State, a_star, successor
 from extratime.evaluate.strategies.self_consistency import self_consistency
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from extratime.evaluate.annealing import Curve, Law, areas, fit, read, schedule, warm_up
 from extratime.evaluate.cli import main
+from extratime.evaluate.statistics.annealing import Curve, Law, areas, fit, read, schedule, warm_up
 
 TRUE = Law(L0=1.2, A=0.5, alpha=0.5, C=0.8, decay=0.99)
 STEPS, PEAK, WARM = 3000, 1e-3, 100

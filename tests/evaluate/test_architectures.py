@@ -8,11 +8,11 @@ import pytest
 import yaml
 from composed import PLAIN
 
+from extratime.evaluate.algorithms.pipeline import cost, paid, read_stages
 from extratime.evaluate.grid import bind, parse
 from extratime.evaluate.named import RecipeError
-from extratime.evaluate.pipeline import cost, paid, read_stages
-from extratime.evaluate.spaces import asked, fill, starting
-from extratime.evaluate.study import Outcome, Settings, best_of, search
+from extratime.evaluate.tuning.spaces import asked, fill, starting
+from extratime.evaluate.tuning.study import Outcome, Settings, best_of, search
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

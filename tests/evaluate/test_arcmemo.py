@@ -9,7 +9,7 @@ from composed import replying
 from played import P, rng, scored
 from toy import ToyEngine, problem, run
 
-from extratime.evaluate.concepts import Memory, dump, entries, matching, merge, read_memory, render
+from extratime.evaluate.algorithms.concepts import Memory, dump, entries, matching, merge, read_memory, render
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.strategies.arcmemo import arcmemo
 from extratime.models.request import Sample

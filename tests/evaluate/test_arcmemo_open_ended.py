@@ -9,7 +9,7 @@ from composed import replying
 from played import P, response, rng, scored
 from toy import ToyEngine, problem, run
 
-from extratime.evaluate.concepts import Lesson, Memory, append, dump, entries, merge, read_memory
+from extratime.evaluate.algorithms.concepts import Lesson, Memory, append, dump, entries, merge, read_memory
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.strategies.arcmemo import arcmemo
 from extratime.evaluate.strategies.arcmemo_open_ended import arcmemo_open_ended

@@ -13,7 +13,7 @@ from played import P, response, rng, scored
 from scipy.stats import chi2_contingency
 from toy import ended
 
-from extratime.evaluate.attempts import (
+from extratime.evaluate.statistics.attempts import (
     Kind,
     accuracy,
     attempted,

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from extratime.evaluate import calibration
+from extratime.evaluate.statistics import calibration
 
 
 def test_reference_values():

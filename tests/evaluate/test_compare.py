@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from extratime.evaluate import compare
+from extratime.evaluate.statistics import compare
 
 
 def test_holm_steps_down():

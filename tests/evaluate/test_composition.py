@@ -10,12 +10,12 @@ from laws import within
 from played import P, rng, scored
 from toy import ToyEngine, ended
 
+from extratime.evaluate.algorithms.pipeline import check, cost, layered, paid
+from extratime.evaluate.algorithms.prompts import blocks, fill, order
+from extratime.evaluate.algorithms.stages import Critic, Fuser, Generator, Ranker, State, Verification
 from extratime.evaluate.grid import bind
 from extratime.evaluate.means import refuse_beyond_means
 from extratime.evaluate.named import RecipeError
-from extratime.evaluate.pipeline import check, cost, layered, paid
-from extratime.evaluate.prompts import blocks, fill, order
-from extratime.evaluate.stages import Critic, Fuser, Generator, Ranker, State, Verification
 from extratime.evaluate.strategies.archon import archon
 from extratime.evaluate.verifiers.oracle import oracle
 from extratime.models.request import fail

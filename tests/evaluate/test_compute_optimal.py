@@ -13,7 +13,7 @@ import yaml
 from scipy.stats import binom, norm
 from toy import ToyEngine, ended, problem, run, told
 
-from extratime.evaluate.allocation import ABSOLUTE, allocate, bin_of, choose, halves, quantile_edges
+from extratime.evaluate.algorithms.allocation import ABSOLUTE, allocate, bin_of, choose, halves, quantile_edges
 from extratime.evaluate.cli import main
 from extratime.evaluate.grid import bind, parse
 from extratime.evaluate.report.compute_optimal import compute_optimal

@@ -11,7 +11,7 @@ from laws import outcomes, pooled, repeated, right, within
 from played import P, response, rng
 from toy import told
 
-from extratime.evaluate.confidence import bar, confidence, groups
+from extratime.evaluate.algorithms.confidence import bar, confidence, groups
 from extratime.evaluate.strategies.deepconf import deepconf
 from extratime.evaluate.strategies.deepconf_online import deepconf_online
 from extratime.evaluate.strategies.self_consistency import self_consistency

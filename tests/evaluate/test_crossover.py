@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom
 
-from extratime.evaluate import stats
-from extratime.evaluate.attempts import Kind, accuracy
-from extratime.evaluate.crossover import (
+from extratime.evaluate.statistics.at_k import best_of_k, maj_at_k, pass_at_k
+from extratime.evaluate.statistics.attempts import Kind, accuracy
+from extratime.evaluate.statistics.crossover import (
     Cells,
     Frontier,
     best_splits,
@@ -179,5 +179,5 @@ def test_best_splits_of_a_population_follow_a_law():
 def test_estimators_meet_at_one():
     """One solution is neither voted on nor ranked: SC(1) = BoN(1) = pass@1."""
     right, scores = [1, 0, 0, 1, 0], [0.5, 0.5, 0.1, None, 0.9]
-    assert stats.best_of_k(right, scores, 1) == pytest.approx(0.4)
-    assert stats.maj_at_k(2, [2, 1], 0, 1) == pytest.approx(0.4) == stats.pass_at_k(5, 2, 1)
+    assert best_of_k(right, scores, 1) == pytest.approx(0.4)
+    assert maj_at_k(2, [2, 1], 0, 1) == pytest.approx(0.4) == pass_at_k(5, 2, 1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from extratime.evaluate.episodes import CUES, bridge, episodes, prefixes, split
+from extratime.evaluate.algorithms.episodes import CUES, bridge, episodes, prefixes, split
 
 STEPS = ["Try 5.\n\n", "Wait, 6.\n\n", "So 6.\n\n", "Hm.\n\n", "But wait, 7.\n\n", "Alternatively, 8.\n\n", "8 it is."]
 TRACE = "".join(STEPS)

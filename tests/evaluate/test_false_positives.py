@@ -9,14 +9,14 @@ import pytest
 from laws import repeated, right, within
 from scipy.stats import beta, binom
 
-from extratime.evaluate.false_positives import (
+from extratime.evaluate.statistics.at_k import pass_at_k
+from extratime.evaluate.statistics.false_positives import (
     corrected_rate,
     false_positive_rate,
     guessed,
     inflation,
     true_pass_at_k,
 )
-from extratime.evaluate.stats import pass_at_k
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.self_consistency import self_consistency
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from toy import ToyEngine, ended, p_value, problem, run, told
 
-from extratime.evaluate.forcing import Context, cut, force, put, success
+from extratime.evaluate.algorithms.forcing import Context, cut, force, put, success
 from extratime.evaluate.schedule import Cell, Schedule
 from extratime.evaluate.strategies.budget_forcing import budget_forcing
 from extratime.evaluate.streams import Streams

@@ -9,7 +9,7 @@ import pytest
 from extratime.evaluate.grid import bind, columns, parse, read_raw, read_recipe
 from extratime.evaluate.named import RecipeError
 from extratime.evaluate.program import Problem
-from extratime.evaluate.spaces import fill
+from extratime.evaluate.tuning.spaces import fill
 from extratime.models.request import Completion, Prompt
 from extratime.train import run
 

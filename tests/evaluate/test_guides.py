@@ -12,7 +12,7 @@ from extratime.evaluate.strategies.beam_search import beam_search
 from extratime.evaluate.strategies.dvts import dvts
 from extratime.evaluate.strategies.self_consistency import self_consistency
 from extratime.evaluate.strategies.weighted_vote import weighted_vote
-from extratime.evaluate.tune import Outcome, Settings, finish
+from extratime.evaluate.tuning.tune import Outcome, Settings, finish
 
 QUESTIONS = 60
 PARTS = ("tuning", "validation", "holdout")

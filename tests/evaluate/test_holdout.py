@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from extratime.evaluate.holdout import Guard, Holdout, Told, ask, climb, guard, suggested
+from extratime.evaluate.tuning.holdout import Guard, Holdout, Told, ask, climb, guard, suggested
 
 
 def rng(seed=0):

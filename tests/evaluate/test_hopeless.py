@@ -8,8 +8,8 @@ import random
 import pytest
 from toy import ToyEngine, ended, problem, run, told
 
+from extratime.evaluate.algorithms.stopping import learned, running, stops
 from extratime.evaluate.schedule import Cell
-from extratime.evaluate.stopping import learned, running, stops
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.early_stopping import early_stopping
 

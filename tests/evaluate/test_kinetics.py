@@ -5,7 +5,7 @@ import math
 import pytest
 
 from extratime.evaluate.cost import eflops, flops, kv_bytes, span_pairs
-from extratime.evaluate.crossover import Frontier
+from extratime.evaluate.statistics.crossover import Frontier
 from extratime.models.request import Shape
 
 QWEN3 = {

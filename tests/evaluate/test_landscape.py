@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from worlds import World, study
 
-from extratime.evaluate.study import Settings, best_of, search
+from extratime.evaluate.tuning.study import Settings, best_of, search
 
 BATCHES = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
 

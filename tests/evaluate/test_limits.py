@@ -11,7 +11,7 @@ from extratime.evaluate.report.limits import Draws, limits
 from extratime.evaluate.report.page import report
 from extratime.evaluate.report.pools import pool_statistics
 from extratime.evaluate.report.read import read
-from extratime.evaluate.saturation import Spread
+from extratime.evaluate.statistics.saturation import Spread
 
 
 def pooled(folder, counts, n, tokens=lambda draw, right: 4, answer=lambda right: "1" if right else "2"):

@@ -8,7 +8,7 @@ from chains import paused, response
 from played import rng, scored
 from walks import BEST, STEPS, accuracy, chain, judge, near, sees, steps, walked
 
-from extratime.evaluate.search import root
+from extratime.evaluate.algorithms.search import root
 from extratime.evaluate.strategies.a_star import a_star
 from extratime.evaluate.strategies.mcts import Node, choose, mcts
 from extratime.evaluate.strategies.self_consistency import self_consistency

@@ -11,9 +11,9 @@ from countdown import moves
 from played import P, play, response, rng, scored
 from toy import ToyEngine, ended, problem, run, told
 
+from extratime.evaluate.algorithms.stopping import ceiling, learned, running, stops
 from extratime.evaluate.program import Gather
 from extratime.evaluate.schedule import Cell
-from extratime.evaluate.stopping import ceiling, learned, running, stops
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.early_stopping import early_stopping
 from extratime.evaluate.strategies.parallel_reasoning import parallel_reasoning

@@ -12,8 +12,8 @@ from laws import within
 from played import rng, scored
 from walks import near
 
-from extratime.evaluate import smc
-from extratime.evaluate.particles import Rule, State, retained, sweep
+from extratime.evaluate.algorithms import smc
+from extratime.evaluate.algorithms.particles import Rule, State, retained, sweep
 from extratime.evaluate.program import Gather
 from extratime.evaluate.strategies.entropic_particle_filter import entropic_particle_filter
 from extratime.evaluate.strategies.parallel_tempering import parallel_tempering, swapped

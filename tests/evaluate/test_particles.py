@@ -10,9 +10,9 @@ from chains import SHORT as P
 from played import rng, scored
 from scipy.stats import binom
 
-from extratime.evaluate import smc
-from extratime.evaluate.backward import graft, redrawn
-from extratime.evaluate.particles import Rule, State, retained, sweep, trace
+from extratime.evaluate.algorithms import smc
+from extratime.evaluate.algorithms.backward import graft, redrawn
+from extratime.evaluate.algorithms.particles import Rule, State, retained, sweep, trace
 from extratime.evaluate.strategies.particle_gibbs import particle_gibbs
 from extratime.models.request import Sample
 

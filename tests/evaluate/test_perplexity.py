@@ -12,10 +12,10 @@ from scipy.optimize import OptimizeResult
 from scipy.stats import weibull_min
 from toy import told
 
+from extratime.evaluate.algorithms.weibull import fit, lower
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.rpc import distinct, rpc, survivors
 from extratime.evaluate.strategies.self_consistency import self_consistency
-from extratime.evaluate.weibull import fit, lower
 from extratime.models.request import Completion, fail
 
 # --- perplexity consistency
@@ -176,7 +176,7 @@ def test_where_no_fit_is_found_nothing_is_pruned(monkeypatch, success):
     """The optimiser gives up, or ends at numbers that are none."""
     lost = np.array([0.5, math.nan, 1.0, 1.5, 2.0]) if success else np.array([0.5, 9.0, 0.9, 4.0, 0.3])
     monkeypatch.setattr(
-        "extratime.evaluate.weibull.minimize", lambda *_, **__: OptimizeResult(x=lost, success=success)
+        "extratime.evaluate.algorithms.weibull.minimize", lambda *_, **__: OptimizeResult(x=lost, success=success)
     )
     draw = rng()
     x = np.concatenate([scores(draw, 0.8, 12, 20), scores(draw, 0.35, 4, 20)])

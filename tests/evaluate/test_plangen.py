@@ -10,13 +10,13 @@ from composed import RUNS, answers, recipe, repeated, replying, response, right
 from laws import within
 from played import P, rng, scored
 
+from extratime.evaluate.algorithms.ucb import Arm, choose, ucb
 from extratime.evaluate.grid import bind
 from extratime.evaluate.named import RecipeError
 from extratime.evaluate.program import EngineError, best, sample
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.plangen import plangen, reward
 from extratime.evaluate.strategies.weighted_vote import weighted_vote
-from extratime.evaluate.ucb import Arm, choose, ucb
 from extratime.evaluate.verifiers.constraints import constraints
 from extratime.evaluate.verifiers.oracle import oracle
 from extratime.models.request import fail

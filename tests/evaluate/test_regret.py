@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from extratime.evaluate.regret import normalised_regret, progress, success_at
+from extratime.evaluate.statistics.regret import normalised_regret, progress, success_at
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from toy import p_value, told
 
+from extratime.evaluate.algorithms.vote import beta_confidence, dirichlet_confidence
 from extratime.evaluate.strategies.adaptive_consistency import adaptive_consistency
 from extratime.evaluate.strategies.early_stopping_consistency import early_stopping_consistency
 from extratime.evaluate.strategies.first_finish import first_finish
 from extratime.evaluate.strategies.last_finish import last_finish
 from extratime.evaluate.strategies.self_consistency import self_consistency
-from extratime.evaluate.vote import beta_confidence, dirichlet_confidence
 from extratime.models.request import Sample
 
 THREE = {"1": 0.5, "2": 0.3, "3": 0.2}

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from extratime.evaluate import resampling, stats
-from extratime.evaluate.resampling import flipped, resampled
+from extratime.evaluate.statistics import resampling
+from extratime.evaluate.statistics.questions import paired_difference, question_means
+from extratime.evaluate.statistics.resampling import flipped, resampled
 
 
 def direct(rng, questions, resamples):
@@ -35,10 +36,10 @@ def test_a_generator_that_went_on_draws_anew():
 
 def test_rows_of_one_seed_draw_once(monkeypatch):
     monkeypatch.setattr(resampling, "_kept", resampling._kept.__wrapped__)
-    alone = [stats.paired_difference(row, np.zeros(9), np.random.default_rng(8), 100) for row in np.eye(9)]
+    alone = [paired_difference(row, np.zeros(9), np.random.default_rng(8), 100) for row in np.eye(9)]
     monkeypatch.undo()
     before = resampling._kept.cache_info().misses
-    rows = [stats.paired_difference(row, np.zeros(9), np.random.default_rng(8), 100) for row in np.eye(9)]
+    rows = [paired_difference(row, np.zeros(9), np.random.default_rng(8), 100) for row in np.eye(9)]
     assert rows == alone and resampling._kept.cache_info().misses == before + 2
 
 
@@ -55,6 +56,6 @@ def test_chunks_change_no_draw(monkeypatch):
 def test_means_by_question_do_not_hang_on_how_the_samples_lie():
     table = np.random.default_rng(5).random((11, 40))
     alone = [row.mean() for row in table]
-    ragged = stats.question_means([*table, [1.0]])
-    assert stats.question_means(table).tolist() == stats.question_means(table.tolist()).tolist() == alone
-    assert stats.question_means(np.asfortranarray(table)).tolist() == alone == ragged[:-1].tolist()
+    ragged = question_means([*table, [1.0]])
+    assert question_means(table).tolist() == question_means(table.tolist()).tolist() == alone
+    assert question_means(np.asfortranarray(table)).tolist() == alone == ragged[:-1].tolist()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from run_folder import response, result, write
 
-from extratime.evaluate import stats
 from extratime.evaluate.report.limits import limits
 from extratime.evaluate.report.page import report
 from extratime.evaluate.report.read import read
+from extratime.evaluate.statistics.at_k import pass_at_k
 
 VALID, LUCKY, N = 0.2, 0.1, 16
 
@@ -82,7 +82,7 @@ def test_wrong_answers_have_no_false_positives(tmp_path):
     (tmp_path / "reviews.jsonl").write_text('{"response": "0", "valid": false}\n')
     told = limits(read(tmp_path), 50)
     assert told.reviewed == () and [(x.graded, x.true) for x in told.true_at_k] == [(0.0, 0.0)]
-    assert stats.pass_at_k(1, 0, 1) == 0.0
+    assert pass_at_k(1, 0, 1) == 0.0
 
 
 @pytest.mark.parametrize(

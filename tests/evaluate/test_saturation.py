@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from laws import answers, repeated, right, within
 
-from extratime.evaluate import stats
-from extratime.evaluate.saturation import Chain, Saturation, Spread, fit, fit_chain, fit_spread, from_two
+from extratime.evaluate.statistics.at_k import pass_at_k
+from extratime.evaluate.statistics.saturation import Chain, Saturation, Spread, fit, fit_chain, fit_spread, from_two
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.verifiers.oracle import oracle
 
@@ -78,7 +78,7 @@ def homogeneous(seed, questions=400, n=64):
 def test_questions_of_one_kind_give_their_constants():
     """Solvable with probability .6, by one sample with .2: within .02 and .05 of both in 90 of 100 draws."""
     ns, good, alike = (1, 2, 4, 8, 16, 32), 0, 0
-    exact = np.array([[stats.pass_at_k(64, c, n) for n in ns] for c in range(65)])
+    exact = np.array([[pass_at_k(64, c, n) for n in ns] for c in range(65)])
     for seed in range(100):
         rows = exact[homogeneous(seed)]
         points = dict(zip(ns, rows.mean(axis=0), strict=True))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from toy import ToyEngine, ended, problem, run, told
 
+from extratime.evaluate.algorithms.stages import Generator, Verification
 from extratime.evaluate.cost import Ledger
 from extratime.evaluate.schedule import Cell
-from extratime.evaluate.stages import Generator, Verification
 from extratime.evaluate.strategies.adaptive_best_of_n import adaptive_best_of_n
 from extratime.evaluate.strategies.adaptive_consistency import adaptive_consistency
 from extratime.evaluate.strategies.archon import archon

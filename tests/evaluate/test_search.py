@@ -12,7 +12,7 @@ from played import play, rng
 from toy import told
 from walks import BLIND, STEPS, accuracy, judge, near, sees, steps, walked
 
-from extratime.evaluate.search import affordable, allot, distinct, probabilities, root, together
+from extratime.evaluate.algorithms.search import affordable, allot, distinct, probabilities, root, together
 from extratime.evaluate.strategies.beam_search import beam_search
 from extratime.evaluate.strategies.best_of_n import best_of_n
 from extratime.evaluate.strategies.dvts import dvts

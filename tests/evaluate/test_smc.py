@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy import ToyEngine, problem, run, told
 
-from extratime.evaluate import smc
+from extratime.evaluate.algorithms import smc
 from extratime.evaluate.program import Problem
 from extratime.evaluate.schedule import Cell
 from extratime.evaluate.strategies.particle_filter import particle_filter

@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from extratime.evaluate.named import RecipeError
-from extratime.evaluate.spaces import asked, fill, starting
+from extratime.evaluate.tuning.spaces import asked, fill, starting
 
 NESTED = {
     "sampling": {"temperature": {"uniform": [0.4, 1.2], "default": 0.7}},

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from extratime.evaluate.stopping import learned, stops
+from extratime.evaluate.algorithms.stopping import learned, stops
 
 
 @pytest.mark.parametrize(("loss", "lost"), [(0.0, 0), (0.07, 7), (0.29, 29), (0.57, 57), (0.999, 99)])

@@ -11,13 +11,13 @@ from laws import answers, elected, repeated, right, within
 from played import P, response, rng
 from toy import ToyEngine, p_value, problem, run
 
+from extratime.evaluate.algorithms.vote import agreement
 from extratime.evaluate.grid import bind, parse
 from extratime.evaluate.program import Gather
 from extratime.evaluate.schedule import Cell
-from extratime.evaluate.stats import pass_at_k
+from extratime.evaluate.statistics.at_k import pass_at_k
 from extratime.evaluate.strategies.multi_temperature import GRID, multi_temperature
 from extratime.evaluate.verifiers.oracle import oracle
-from extratime.evaluate.vote import agreement
 
 
 @pytest.mark.parametrize(

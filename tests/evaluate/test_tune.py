@@ -9,12 +9,12 @@ import pytest
 import run_folder
 from worlds import ANY, World, options, space, study, tried
 
-from extratime.evaluate import holdout
 from extratime.evaluate.grid import columns
-from extratime.evaluate.holdout import Told
 from extratime.evaluate.named import RecipeError
-from extratime.evaluate.study import RUNGS, Outcome, Settings, best_of, counted, open_study, search
-from extratime.evaluate.tune import PARTS, as_text, finish, run, tune
+from extratime.evaluate.tuning import holdout
+from extratime.evaluate.tuning.holdout import Told
+from extratime.evaluate.tuning.study import RUNGS, Outcome, Settings, best_of, counted, open_study, search
+from extratime.evaluate.tuning.tune import PARTS, as_text, finish, run, tune
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -330,7 +330,7 @@ def test_a_file_that_says_too_little_is_named(tmp_path):
 
 def test_the_command_goes_on_with_its_own_study_and_refuses_another_recipe_s(tmp_path, monkeypatch):
     world = World(lambda o: o.get("x", 0) / 10, exact=True)
-    monkeypatch.setattr("extratime.evaluate.tune.run", lambda candidates, part, folder: world(candidates, part))
+    monkeypatch.setattr("extratime.evaluate.tuning.tune.run", lambda candidates, part, folder: world(candidates, part))
     file = tmp_path / "t.yaml"
     other = "{best_of_n: {x: {choice: [1, 2, 3]}}}"
     file.write_text(f"strategies: [greedy, {other}]\noutput: {tmp_path / 'out'}\ntune: {{trials: 2, batch: 1}}")

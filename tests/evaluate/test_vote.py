@@ -8,8 +8,8 @@ from collections import defaultdict
 import pytest
 from toy import problem
 
+from extratime.evaluate.algorithms.vote import ballots, elect, tally
 from extratime.evaluate.strategies.weighted_vote import weights
-from extratime.evaluate.vote import ballots, elect, tally
 from extratime.models.request import Completion, Prompt
 
 P = problem()

@@ -3,7 +3,7 @@
 import pytest
 from toy import ToyEngine, problem
 
-from extratime.evaluate.concepts import Memory
+from extratime.evaluate.algorithms.concepts import Memory
 from extratime.evaluate.schedule import Schedule
 from extratime.evaluate.streams import Streams
 from extratime.models.request import Failure

@@ -12,8 +12,8 @@ from launch import ROOT, draws, train, write_rows, write_yaml
 from safetensors.torch import load_file
 
 from extratime.evaluate.grid import EngineSpec
-from extratime.evaluate.position_bias import position_bias
 from extratime.evaluate.program import question
+from extratime.evaluate.statistics.position_bias import position_bias
 from extratime.models import manifest
 from extratime.models.engines.open import open_engine
 from extratime.models.judge import Judge, check_verdicts, rendered, verdict

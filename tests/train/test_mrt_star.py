@@ -8,7 +8,7 @@ import pytest
 import tiny
 from toy import problem
 
-from extratime.evaluate.forcing import Context
+from extratime.evaluate.algorithms.forcing import Context
 from extratime.models.request import Completion, Prompt
 from extratime.train import mrt_star, rollouts
 from extratime.train.mrt_star import Config, Segmentation, best, context, right, row, whole_traces

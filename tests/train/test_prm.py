@@ -7,9 +7,9 @@ import tiny
 import torch
 from launch import solutions, write_rows, write_yaml
 
-from extratime.evaluate.calibration import auroc
 from extratime.evaluate.grid import parse
 from extratime.evaluate.run import run_recipe
+from extratime.evaluate.statistics.calibration import auroc
 from extratime.models import manifest
 from extratime.models.engines.reward import RewardEngine
 from extratime.models.request import Prompt, Score

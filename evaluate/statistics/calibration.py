@@ -1,6 +1,6 @@
 """How well a number told beforehand ranks and predicts what is right: AUROC, risk, Brier score, calibration error.
 
-Labels are 0 or 1, confidences in [0, 1]; intervals resample whole questions (`extratime.evaluate.stats`). AUROC with
+Labels are 0 or 1, confidences in [0, 1]; intervals resample whole questions (`questions.py`). AUROC with
 one class only is NaN. Deliberate choice: adaptive ECE keeps tied confidences in one bin.
 """
 
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from extratime.evaluate.resampling import percentiles, resampled
-from extratime.evaluate.stats import Array, Interval, Ints, clustered_ci, finite
+from extratime.evaluate.statistics.arrays import Array, Ints, probabilities
+from extratime.evaluate.statistics.questions import Interval, clustered_ci
+from extratime.evaluate.statistics.resampling import percentiles, resampled
 
 
 def auroc(scores: npt.ArrayLike, correct: npt.ArrayLike) -> float:
@@ -171,14 +172,6 @@ def _by_class(scores: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Array, Arr
     if not np.isin(y, (0, 1)).all():
         raise ValueError("labels must be 0 or 1")
     return s[y == 1], s[y == 0]
-
-
-def probabilities(values: npt.ArrayLike, name: str) -> Array:
-    """`values` as a vector; a ValueError that names them unless they are numbers in [0, 1]."""
-    x = finite(values, name)
-    if x.min() < 0 or x.max() > 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {x.min():g} to {x.max():g}")
-    return x
 
 
 def _confidences(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Array, Array]:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from extratime.evaluate.resampling import resampled
-from extratime.evaluate.stats import Array, finite
+from extratime.evaluate.statistics.arrays import Array, finite
+from extratime.evaluate.statistics.resampling import resampled
 
 WITHIN = 0.005
 """How near to its plateau a vote counts as saturated: half a point."""

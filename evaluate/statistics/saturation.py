@@ -28,7 +28,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import betaln
 from scipy.stats import betabinom
 
-from extratime.evaluate.stats import Array
+from extratime.evaluate.statistics.arrays import Array
 
 _RATES = -np.log1p(-np.concatenate((np.geomspace(1e-4, 0.5, 60), 1 - np.geomspace(0.5, 1e-6, 40)[1:])))
 """Rates −ln(1 − p) among which a fit begins."""

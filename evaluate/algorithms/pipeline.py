@@ -16,9 +16,9 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, TypeAlias
 
+from extratime.evaluate.algorithms.stages import MANY, STAGES, Critic, Fuser, Generator, Ranker, Stage, State
 from extratime.evaluate.named import check_options, named
 from extratime.evaluate.program import Problem, Program, Verifier
-from extratime.evaluate.stages import MANY, STAGES, Critic, Fuser, Generator, Ranker, Stage, State
 
 Layer: TypeAlias = tuple[Stage, ...]
 

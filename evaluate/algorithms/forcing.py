@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from extratime.evaluate.episodes import bridge
+from extratime.evaluate.algorithms.episodes import bridge
 from extratime.evaluate.program import Answer, Problem, Program, extend
 from extratime.evaluate.schedule import Cell, Schedule
 from extratime.models.paths import digest

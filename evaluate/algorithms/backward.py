@@ -15,8 +15,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from extratime.evaluate import smc
-from extratime.evaluate.particles import Generation, Rule, State, one, trace
+from extratime.evaluate.algorithms import smc
+from extratime.evaluate.algorithms.particles import Generation, Rule, State, one, trace
 from extratime.evaluate.program import Problem, Program, Verifier, growing, score
 from extratime.models.request import Completion, Score
 

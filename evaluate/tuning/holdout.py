@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from extratime.evaluate.stats import finite
+from extratime.evaluate.statistics.arrays import finite
 from extratime.models.manifest import write_json
 
 FEW = 200

@@ -7,9 +7,8 @@ resampled, the same questions for all strategies.
 import numpy as np
 import numpy.typing as npt
 
-from extratime.evaluate.calibration import probabilities
-from extratime.evaluate.resampling import resampled
-from extratime.evaluate.stats import Array, finite
+from extratime.evaluate.statistics.arrays import Array, finite, probabilities
+from extratime.evaluate.statistics.resampling import resampled
 
 
 def holm(p_values: npt.ArrayLike) -> Array:

@@ -9,8 +9,8 @@ from itertools import accumulate
 
 import numpy as np
 
+from extratime.evaluate.algorithms.smc import logarithms
 from extratime.evaluate.program import Problem, Program, extend, growing
-from extratime.evaluate.smc import logarithms
 from extratime.models.request import Completion
 
 

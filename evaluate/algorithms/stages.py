@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from extratime.evaluate.algorithms.prompts import ask, blocks, fill, numbered, order, usable
 from extratime.evaluate.program import Problem, Program, Verifier, gather, ranking
-from extratime.evaluate.prompts import ask, blocks, fill, numbered, order, usable
 from extratime.models.request import Completion, Prompt
 
 CRITIC = (

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from extratime.evaluate.stats import Array, pass_at_k
+from extratime.evaluate.statistics.arrays import Array
+from extratime.evaluate.statistics.at_k import pass_at_k
 
 Flags = npt.NDArray[np.bool_]
 

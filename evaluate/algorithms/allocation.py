@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from extratime.evaluate.stats import Array, Ints
+from extratime.evaluate.statistics.arrays import Array, Ints
 
 ABSOLUTE = (0.5, 0.1)
 """Edges of pass@1 between easy, medium and hard (arXiv 2502.06703); quantiles mean little for a strong model."""

@@ -1,13 +1,13 @@
 """`extratime tune FILE`: search strategies, options and architectures, without believing the winner's own number.
 
-The file is a recipe in which values may be spaces (`extratime.evaluate.spaces`), with a section `tune`. A trial takes
+The file is a recipe in which values may be spaces (`spaces.py`), with a section `tune`. A trial takes
 one of the strategies, fills in its spaces and runs on the tuning half of the documents; all trials read the same
 draws. Optuna's TPE proposes. The first strategy, every space at its start, is what has to be beaten; what takes more
 tokens than it does is no candidate.
 
 The best of many is flattered by the luck that made it best. So the winner is run against the first on a quarter of the
 documents that the search never saw, and taken only where it is better by a paired test; and the last quarter is shown
-through a guard alone, Thresholdout or on few documents a Ladder (`extratime.evaluate.holdout`).
+through a guard alone, Thresholdout or on few documents a Ladder (`holdout.py`).
 
     OUTPUT/study.jsonl     every trial, kept as it goes: the same command goes on from there
     OUTPUT/tuned.json      what was found
@@ -28,14 +28,24 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
-from extratime.evaluate import stats
 from extratime.evaluate.grid import columns, parse, read_raw
-from extratime.evaluate.holdout import Holdout, Told
 from extratime.evaluate.named import RecipeError
 from extratime.evaluate.report.leaderboard import cells
 from extratime.evaluate.report.read import read
 from extratime.evaluate.report.words import p_value, percent, short
-from extratime.evaluate.study import Candidate, Evaluate, Outcome, Settings, best_of, counted, open_study, search
+from extratime.evaluate.statistics.arrays import Array
+from extratime.evaluate.statistics.questions import Difference, paired_difference
+from extratime.evaluate.tuning.holdout import Holdout, Told
+from extratime.evaluate.tuning.study import (
+    Candidate,
+    Evaluate,
+    Outcome,
+    Settings,
+    best_of,
+    counted,
+    open_study,
+    search,
+)
 from extratime.models.manifest import write_json
 from extratime.models.paths import digest
 
@@ -72,7 +82,7 @@ class Tuned:
     failed: int
     first: Found
     best: Found
-    gain: stats.Difference | None
+    gain: Difference | None
     taken: bool
     holdout: dict[str, Told]
     left: int | None
@@ -156,9 +166,9 @@ def _verdict(tuned: Tuned) -> str:
     return f"{said}: " + ("take the best" if tuned.taken else "no significant difference, keep the first")
 
 
-def better(ours: stats.Array, theirs: stats.Array) -> stats.Difference:
+def better(ours: Array, theirs: Array) -> Difference:
     """The paired difference over questions."""
-    return stats.paired_difference(ours, theirs, np.random.default_rng(0))
+    return paired_difference(ours, theirs, np.random.default_rng(0))
 
 
 def run(candidates: Sequence[Candidate], part: str, folder: Path) -> list[Outcome]:

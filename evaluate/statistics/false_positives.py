@@ -17,7 +17,7 @@ import math
 import numpy as np
 from scipy.stats import betabinom
 
-from extratime.evaluate.stats import pass_at_k
+from extratime.evaluate.statistics.at_k import pass_at_k
 
 
 def false_positive_rate(reviewed: int, false: int) -> float:

@@ -14,9 +14,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from extratime.evaluate import stats
 from extratime.evaluate.named import RecipeError
-from extratime.evaluate.spaces import asked, fill, starting
+from extratime.evaluate.statistics.arrays import Array
+from extratime.evaluate.tuning.spaces import asked, fill, starting
 from extratime.models.paths import digest
 
 Candidate = dict[str, Any]
@@ -60,8 +60,8 @@ class Settings:
 class Outcome:
     """What a candidate did: shape (Q,) each, the same questions in the same order for all candidates."""
 
-    right: stats.Array
-    tokens: stats.Array
+    right: Array
+    tokens: Array
 
 
 Evaluate = Callable[[Sequence[Candidate], str], list[Outcome]]

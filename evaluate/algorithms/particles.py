@@ -19,9 +19,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from extratime.evaluate import smc
+from extratime.evaluate.algorithms import smc
+from extratime.evaluate.algorithms.vote import elect
 from extratime.evaluate.program import Answer, Problem, Program, Verifier, best, extend, growing, sample
-from extratime.evaluate.vote import elect
 from extratime.models.request import Completion
 
 Choice: TypeAlias = Literal["best", "vote", "draw"]

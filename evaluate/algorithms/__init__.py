@@ -1,0 +1,1 @@
+"""What several strategies share: votes, sampling, search, stages; a strategy is a short program over these."""

@@ -1,0 +1,1 @@
+"""Searching options and stacks of strategies: proposals, trials, and a holdout that stays fresh."""
