@@ -16,6 +16,7 @@ from operator import add
 from typing import NamedTuple
 
 from extratime.models.request import Path, Shape, Work
+from extratime.models.unmasking import Unmasking
 
 
 class Cost(NamedTuple):
@@ -24,7 +25,7 @@ class Cost(NamedTuple):
     Attributes:
         generated: policy tokens generated.
         judged: tokens that other roles generated, such as a judge's reasoning.
-        sequential: tokens on the longest chain of dependent draws.
+        sequential: forward passes on the longest chain of dependent draws: one a token, or one a step of unmasking.
         prefill: other tokens read with an unlimited prefix cache: prompts once, questions, continuations.
         prefill_uncached: the same with no cache at all.
         pairs: query-key pairs over generated, judged and prefill tokens.
@@ -178,6 +179,27 @@ class Meter:
         if skipped:
             self.cost += _left_out(skipped[have:], reread)
         return new
+
+    def unmask(self, path: Path, law: Unmasking, context: int, tokens: int) -> int:
+        """Charge reading a path of a masked-diffusion model; returns how many steps are new to the cell.
+
+        Each step sends the context and all masks through the model, every token sees every other, and no cache helps.
+
+        Args:
+            path: the path.
+            law: how it is unmasked.
+            context: tokens before the path.
+            tokens: length read, from the path's beginning.
+        """
+        have = self.extents.get(path, 0)
+        self.extents[path] = max(have, tokens)
+        new = max(0, tokens - have)
+        steps, width = max(0, law.passes(tokens) - law.passes(have)), context + law.length
+        others, pairs = steps * width - new, steps * width**2
+        self.cost += Cost(
+            generated=new, prefill=others, prefill_uncached=others, pairs=pairs, pairs_uncached=pairs, requests=1
+        )
+        return steps
 
     def question(self, key: str, context: int, tokens: int) -> None:
         """Charge reading `tokens` after a context that the model has already read; asking again is in the cache."""

@@ -35,6 +35,7 @@ from extratime.models.request import (
     Score,
     fail,
 )
+from extratime.models.unmasking import Unmasking
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +221,18 @@ class Schedule:
 
     def _settle(self, fiber: _Fiber) -> None:
         """Charge a sample when all of its paths are there, in their order: the charge never hangs on timing."""
-        chain = 0
-        for reply in [fiber.replies[slot] for slot in fiber.drawing]:
-            prompt, stem = _length(reply.prompt), reply.stem[0]
-            tokens, policy, known = reply.n_tokens - stem, fiber.role == "policy", self.streams.paths.get(reply.path)
-            left_out = known.skipped[: tokens + (reply.finish == "stopped")] if known and known.skipped else ()
-            chain = max(chain, fiber.meter.draw(reply.path, prompt, stem, tokens, policy, left_out))
+        chain = max((self._charge(fiber, fiber.replies[slot]) for slot in fiber.drawing), default=0)
         fiber.meter.cost += Cost(sequential=chain)
+
+    def _charge(self, fiber: _Fiber, reply: Completion) -> int:
+        prompt, stem, path, law = _length(reply.prompt), reply.stem[0], reply.path, reply.sampling
+        tokens, policy = reply.n_tokens - stem, fiber.role == "policy"
+        assert path is not None  # it was drawn, or an engine failed to draw it
+        if isinstance(law, Unmasking):
+            return fiber.meter.unmask(path, law, prompt + stem, tokens)
+        known = self.streams.paths.get(path)
+        left_out = known.skipped[: tokens + (reply.finish == "stopped")] if known and known.skipped else ()
+        return fiber.meter.draw(path, prompt, stem, tokens, policy, left_out)
 
     def _fork(self, fiber: _Fiber, programs: Sequence[Program[Any]]) -> None:
         serial, fiber.forks = fiber.forks, fiber.forks + 1

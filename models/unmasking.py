@@ -66,6 +66,10 @@ class Unmasking(Sampling):
         n = self.total // self.blocks
         return [self.block // n + (i < self.block % n) for i in range(n)]
 
+    def passes(self, tokens: int) -> int:
+        """Steps until so many tokens can be read: all those of each block that they reach into."""
+        return -(-tokens // self.block) * (self.total // self.blocks)
+
     @property
     def proposal(self) -> Sampling:
         """The law of one proposal, whichever of them stay."""

@@ -14,7 +14,7 @@ const COLUMNS = [
   { key: "equal_budget_p_holm", name: "Holm p", hint: "of the column before", more: true, cell: (row) => right(pValue(row.equal_budget_p_holm)) },
   { key: "equal_tokens", name: "… at equal tokens", hint: "beside the two budgets of self-consistency whose mean tokens enclose the row's", more: true, cell: versusCell("equal_tokens"), down: true },
   { key: "equal_tokens_p_holm", name: "Holm p", hint: "of the column before", more: true, cell: (row) => right(pValue(row.equal_tokens_p_holm)) },
-  { key: "sequential", name: "Sequential", hint: "tokens on the longest chain of draws", more: true },
+  { key: "sequential", name: "Sequential", hint: "forward passes on the longest chain of draws", more: true },
   { key: "prefill", name: "Prefill", hint: "tokens read, prefixes cached", more: true },
   { key: "prefill_uncached", name: "Prefill, no cache", more: true },
   { key: "tokens_per_right", name: "Tokens per right", more: true },

@@ -7,9 +7,8 @@ in part is extended from there, and one whose block holds an end token goes no f
 interrupted, beyond floating-point noise. The mask itself is never drawn.
 
 Counting: each step sends the whole text through the model. `Work.decode` is the number of tokens written, those of a
-block that stand after its end included; `prefill` is all else that went through, and `pairs` counts both ways. The
-ledger's cost model of a cell assumes a causal model with a KV cache, so this engine names no shape, and reports show
-tokens but no FLOPs. The log-probability of a token is that under which it was written.
+block that stand after its end included; `prefill` is all else that went through, and `pairs` counts both ways. There
+is no KV cache, and none is charged. The log-probability of a token is that under which it was written.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from extratime.models.engines.law import Laws, pick
 from extratime.models.engines.memory import attempt, no_memory
-from extratime.models.engines.sizes import context_length, end_tokens, refuse_unusual
+from extratime.models.engines.sizes import context_length, end_tokens, refuse_unusual, shape_of
 from extratime.models.engines.text import Text, decoder, encoder
 from extratime.models.load import Loaded
 from extratime.models.paths import uniforms
@@ -149,7 +148,8 @@ class DiffusionEngine:
         self._replies: dict[Hashable, Reply] = {}
         self.fingerprint: str = loaded.fingerprint
         self.adapters: Mapping[str, str] = {}
-        self.profile = Profile(scores=False, probes=False, max_context=self._context, concurrency=slots)
+        shape = shape_of(self._model, config)
+        self.profile = Profile(scores=False, probes=False, max_context=self._context, concurrency=slots, shape=shape)
         self.counts = Work()
         self.seconds = {"decode": 0.0}
 

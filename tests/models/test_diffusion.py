@@ -14,10 +14,12 @@ from tiny import model, save, tokenizer
 from toy import p_value, plain
 from transformers import LlamaConfig
 
+from extratime.evaluate.cost import Ledger
 from extratime.evaluate.grid import EngineSpec
 from extratime.evaluate.program import Answer, Problem, extend, sample
 from extratime.evaluate.schedule import Cell, Schedule
 from extratime.evaluate.strategies.hex import hex
+from extratime.evaluate.strategies.self_consistency import self_consistency
 from extratime.evaluate.streams import Streams
 from extratime.models.engines.diffusion import DiffusionEngine
 from extratime.models.engines.open import open_engine
@@ -44,6 +46,12 @@ class Tabular(torch.nn.Module):
         self.generation_config = SimpleNamespace(eos_token_id=None)
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.seen, self.known = [], {}
+        self.embedding = torch.nn.Embedding(264, 1)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    get_output_embeddings = get_input_embeddings
 
     def forward(self, input_ids, attention_mask, logits_to_keep, position_ids=None, past_key_values=None, use_cache=0):
         self.seen += input_ids.tolist()
@@ -309,6 +317,37 @@ def test_reading_in_parts_is_reading_at_once():
         for s in (parts, whole)
     ]
     assert results[0].answer == results[1].answer and results[0].cost.generated == results[1].cost.generated == 12
+    one, other = (result.cost._replace(requests=0) for result in results)
+    assert one == other and one.sequential == 6
+
+
+@pytest.mark.parametrize("table", [EVEN, {"a.cccc": 0.5, "bbb.cc": 0.5}])
+@pytest.mark.parametrize("until", [(), ("b",)])
+@pytest.mark.parametrize(("block", "steps"), [(1, 6), (2, 3), (3, 4), (6, 2)])
+def test_a_cell_is_charged_what_the_engine_did_and_what_is_shared_twice(table, until, block, steps):
+    law = Unmasking(length=6, block=block, steps=steps)
+    on = engine(table)
+    ledger = Ledger()
+    cells = [Cell(name, task(length=6), self_consistency, 5, law, until) for name in ("one", "two")]
+    costs = [result.cost for result in Schedule({"policy": on}, Streams(), ledger).run(cells)]
+    assert costs[0] == costs[1] and ledger.total() == on.counts
+    assert costs[0].decoded + costs[0].prefill == on.counts.decode + on.counts.prefill == 7 * len(on._model.seen)
+    assert costs[0].pairs == costs[0].pairs_uncached == on.counts.pairs == 49 * len(on._model.seen)
+    assert costs[0].decode_pairs == on.counts.decode_pairs == 0
+
+
+def test_a_branch_stands_before_masks_of_its_own():
+    def branches(problem, budget, rng):
+        [first] = yield from sample(problem.prompt, 1, max_tokens=2)
+        responses = yield from extend([first, first])
+        return Answer(responses[0], tuple(responses), (0.0, 0.0), "")
+
+    on = engine(EVEN)
+    law = Unmasking(length=6, block=2, steps=3)
+    [result] = Schedule({"policy": on}, Streams()).run([Cell("c", task(length=6), branches, 4, law)])
+    assert [len(row) for row in on._model.seen].count(7) == 3 and result.cost.sequential == 3
+    assert result.cost.decoded + result.cost.prefill == on.counts.decode + on.counts.prefill
+    assert result.cost.pairs == on.counts.pairs
 
 
 # --- a transformers model
