@@ -370,7 +370,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=500, help="of the translators, and then of the classifier")
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--kept", type=float, default=0.98, help="share of other lines' tokens that leaving keeps")
+    parser.add_argument("--kept", type=float, default=0.999, help="share of other lines' tokens that leaving keeps")
     parser.add_argument("--dtype", default="float32", help="of the engine")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
