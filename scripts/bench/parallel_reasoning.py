@@ -77,7 +77,7 @@ def serial(numbers, target, rng):
         tried, found = seconds(left, target)
         said += f"{first},{left[1]};" + "".join(f"{words} " for words in tried)
         if found:
-            return f"{said}={first} {tried[-1]}"
+            return f"{said.rstrip()}={first} {tried[-1]}"
     return f"{said}=none"
 
 
@@ -88,7 +88,7 @@ def threads(numbers, target, rng):
         tried, found = seconds(left, target)
         tasks.append(f"{first},{left[1]}>{target}")
         told.append(f"{first} {tried[-1]}" if found else "")
-        yield f"{tasks[-1]}?", "".join(f"{words} " for words in tried) + (f"[{told[-1]}]" if found else "")
+        yield f"{tasks[-1]}?", " ".join(tried) + (f"[{told[-1]}]" if found else "")
     joined = "".join(f"\n{i}: {path or '-'}" for i, path in enumerate(told, 1))
     yield question, "{" + "\n".join(tasks) + "}"
     yield f"{question}[{joined}\n]", f"={next(filter(None, told), 'none')}"
@@ -132,7 +132,6 @@ def learn(args, name):
     said = ["--model", f / "scratch", "--data", data, "--output_dir", f / name, "--max_steps", args.steps]
     said += ["--per_device_train_batch_size", BATCH[name], "--learning_rate", args.rate, "--save_steps", args.steps]
     said += ["--warmup_steps", 20, "--lr_scheduler_type", "cosine", "--adam_beta2", 0.95, "--max_length", LONGEST]
-    said += ["--train_sampling_strategy", "group_by_length"]
     call("extratime.train.sft", *said, "--logging_steps", 25, "--report_to", "none", **KEEP_MEMORY)
 
 
@@ -238,7 +237,7 @@ def arguments():
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/parallel_reasoning"))
     parser.add_argument("--train", type=int, default=10_000, help="puzzles to learn from")
     parser.add_argument("--test", type=int, default=200, help="puzzles")
-    parser.add_argument("--steps", type=int, default=8000, help="800 are too few: neither copies numbers then")
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--window", type=int, default=128, help="tokens of a thread")
     parser.add_argument("--json", type=Path)
