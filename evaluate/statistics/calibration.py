@@ -115,7 +115,7 @@ def log_loss(confidence: npt.ArrayLike, correct: npt.ArrayLike, least: float = 1
         ValueError: as for brier.
     """
     p, y = _confidences(confidence, correct)
-    return float(-np.log(np.maximum(np.where(y == 1, p, 1 - p), least)).mean())
+    return float(abs(np.log(np.maximum(np.where(y == 1, p, 1 - p), least)).mean()))
 
 
 def brier(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> float:
