@@ -27,8 +27,8 @@ from extratime.evaluate.statistics.questions import paired_difference
 LETTERS = "0123456789+=,"
 LENGTH = 16
 BLOCKS = (1, 2, 4, 8, 16)
-SHAPE = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
-"""Of 0.1 M parameters."""
+SHAPE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2}
+"""Of 0.4 M parameters."""
 
 
 def sums(args):
@@ -111,7 +111,7 @@ def greedy(args, model):
     best, mean = singles[singles.mean(1).argmax()], singles.mean(0)
     ties = np.mean([r.why.startswith("tie") for r in results["hex", len(BLOCKS)]])
     yield row("greedy: accuracy of the vote over schedules", vote.mean(), note=f"ties {ties:.3f}")
-    error = vote.std(ddof=1) / np.sqrt(vote.size)
+    error = max(vote.std(ddof=1) / np.sqrt(vote.size), 1e-9)
     told = f"SE {error:.3f}; {between(vote, mean)}"
     yield at_least("vote − mean of the schedules, in standard errors", (vote - mean).mean() / error, 1, told)
     yield at_least("vote − best schedule", (vote - best).mean(), -0.02, between(vote, best))
@@ -143,9 +143,9 @@ def between(ours, theirs):
 def arguments():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/bench/hex"))
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--test", type=int, default=500, help="sums, which are not learned from")
     parser.add_argument("--votes", type=int, nargs="*", default=[5, 10], help="decodes at the temperature")
     parser.add_argument("--one_by_one", action="store_true", help="one token a step; two are published")
