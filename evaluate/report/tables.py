@@ -33,7 +33,6 @@ FLOPs and modelled seconds are means per problem. One sample: {baseline}. Holm p
 At its tokens: beside the two budgets of self-consistency whose mean tokens enclose the row's, in that proportion.
 Enough: samples after which the next adds at most one point, by a fit that ends too early where problems differ;
 ~ where it misses what was measured by more than a point.
-AURC: share of wrong samples among those of the highest weights, averaged over how many are taken.
 Times: the tokens to match the vote's best accuracy by those that the vote takes to come within half a point of it;
 – where no budget does.
 """
