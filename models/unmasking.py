@@ -68,7 +68,7 @@ class Unmasking(Sampling):
 
     def passes(self, tokens: int) -> int:
         """Steps until so many tokens can be read: all those of each block that they reach into."""
-        return -(-tokens // self.block) * (self.total // self.blocks)
+        return -(-tokens // self.block) * len(self.counts)
 
     @property
     def proposal(self) -> Sampling:

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from scratch import build
 from steps import call, overrides
-from table import at_least, at_most, row, show
+from table import at_least, at_most, paired, row, show
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from extratime.evaluate.statistics.questions import paired_difference
 from extratime.train import grpo, temperature
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -129,8 +128,8 @@ def rows(args):
         yield row(f"{name}: accuracy, avg@4 at temperature 0.6", right[name].mean(), note=note)
     best, worst = (pick(ARMS, key=lambda name: right[name].mean()) for pick in (max, min))
     yield at_least("target − best of the three", right["target"].mean() - right[best].mean(), -0.02, best)
-    gap = paired_difference(right["target"], right[worst], np.random.default_rng(0))
-    note = f"{worst}; [{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.4f}"
+    gap, interval = paired(right["target"], right[worst])
+    note = f"{worst}; {interval}, p {gap.p:.4f}"
     yield at_least("target − worst of the three", gap.value, 0.03, note)
     end, start = slice(-10, None), slice(0, 10)
     for key, kind in (

@@ -17,12 +17,10 @@ import numpy as np
 import torch
 from own_task import answered, columns
 from scratch import build
-from table import at_least, row, show
+from table import at_least, paired, row, show
 from torch.nn.functional import cross_entropy
 from tqdm import trange
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from extratime.evaluate.statistics.questions import paired_difference
 
 LETTERS = "0123456789+=,"
 LENGTH = 16
@@ -136,8 +134,7 @@ def warm(args, model):
 
 def between(ours, theirs):
     """The 95 % interval of a paired difference."""
-    found = paired_difference(ours, theirs, np.random.default_rng(0))
-    return f"[{found.low:+.3f}, {found.high:+.3f}]"
+    return paired(ours, theirs)[1]
 
 
 def arguments():

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from steps import KEEP_MEMORY, call, overrides
-from table import at_least, row, show
+from table import at_least, paired, row, show
 
 from extratime.evaluate.cost import Ledger
 from extratime.evaluate.grid import EngineSpec
@@ -26,7 +26,6 @@ from extratime.evaluate.program import Answer, Problem, gather
 from extratime.evaluate.schedule import Cell, Schedule
 from extratime.evaluate.statistics.calibration import auroc
 from extratime.evaluate.statistics.position_bias import position_bias
-from extratime.evaluate.statistics.questions import paired_difference
 from extratime.evaluate.streams import Streams
 from extratime.evaluate.tasks.sums import documents
 from extratime.evaluate.verifiers.generative import Bench, opinion
@@ -216,8 +215,8 @@ def consistent(verdicts):
 
 def difference(name, a, b, note="", must=None):
     """A paired difference over pairs; `must`: "gain" if its interval is to lie above 0, "none" if it must not."""
-    d = paired_difference(a, b, np.random.default_rng(0))
-    told = f"95 % [{d.low:+.3f}, {d.high:+.3f}], {np.mean(a):.3f} against {np.mean(b):.3f}, {len(a)} pairs"
+    d, interval = paired(a, b)
+    told = f"95 % {interval}, {np.mean(a):.3f} against {np.mean(b):.3f}, {len(a)} pairs"
     bar = {"gain": "interval > 0", "none": "interval not > 0", None: ""}[must]
     holds = {"gain": d.low > 0, "none": d.low <= 0, None: None}[must]
     return row(name, d.value, bar, holds, told + (f"; {note}" if note else ""))

@@ -18,9 +18,7 @@ import numpy as np
 from mrt import RECIPES, lines
 from mrt_rl import warm_up
 from steps import call, overrides
-from table import row, show
-
-from extratime.evaluate.statistics.questions import paired_difference
+from table import paired, row, show
 
 CAPS = {"short": 0.6, "long": 1.5}
 """As multiples of the median length of the policy's own traces."""
@@ -86,8 +84,8 @@ def rows(args):
             yield row(said, own[:, 0].mean(), note=note)
         on, off = arms[True], arms[False]
         more, less = (on, off) if cap == "short" else (off, on)
-        gap = paired_difference(more[:, 0], less[:, 0], np.random.default_rng(0))
-        note = f"[{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.4f}, {len(on)} problems"
+        gap, interval = paired(more[:, 0], less[:, 0])
+        note = f"{interval}, p {gap.p:.4f}, {len(on)} problems"
         yield row(f"{cap} cap: {'on − off' if cap == 'short' else 'off − on'}", gap.value, "≥ 0", gap.value >= 0, note)
     yield row("long cap: tokens, off − on", (off - on)[:, 1].mean(), "< 0", (off - on)[:, 1].mean() < 0)
 

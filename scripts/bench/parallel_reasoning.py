@@ -24,9 +24,7 @@ import numpy as np
 from own_task import answered, columns
 from scratch import build
 from steps import KEEP_MEMORY, call
-from table import at_least, at_most, row, show
-
-from extratime.evaluate.statistics.questions import paired_difference
+from table import at_least, at_most, paired, row, show
 
 NAMES = [*map(str, range(100)), *"+-*/:;,> =?{}[]\n", *"none"]
 SHAPE = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2}
@@ -228,8 +226,8 @@ def rows(args):
 
 
 def gap(ours, theirs, bar):
-    found = paired_difference(ours.right, theirs.right, np.random.default_rng(0))
-    return found.value, bar, f"[{found.low:+.3f}, {found.high:+.3f}]"
+    found, interval = paired(ours.right, theirs.right)
+    return found.value, bar, interval
 
 
 def arguments():

@@ -20,10 +20,9 @@ from pathlib import Path
 
 import numpy as np
 from steps import KEEP_MEMORY, call, overrides
-from table import at_least, row, show
+from table import at_least, paired, row, show
 
 from extratime.evaluate.statistics.calibration import adaptive_ece, auroc, auroc_ci, within_question_auroc
-from extratime.evaluate.statistics.questions import paired_difference
 from extratime.evaluate.streams import Streams, reply_key
 from extratime.evaluate.tasks.sums import documents
 from extratime.models.engines.open import open_replay
@@ -231,8 +230,8 @@ def ranking(name, found):
 
 
 def versus(name, a, b, bar="interval > 0", least=None, note=""):
-    d = paired_difference(a, b, np.random.default_rng(0))
-    told = f"95 % [{d.low:+.3f}, {d.high:+.3f}], p {d.p:.4f}, {len(a)} problems{'; ' + note if note else ''}"
+    d, interval = paired(a, b)
+    told = f"95 % {interval}, p {d.p:.4f}, {len(a)} problems{'; ' + note if note else ''}"
     holds = d.low > 0 if least is None else d.value >= least
     return row(name, d.value, bar, holds, told)
 
@@ -240,8 +239,8 @@ def versus(name, a, b, bar="interval > 0", least=None, note=""):
 def use(name, grid):
     mine, pass1, chance = grid.scores("best"), grid.pass1(), grid.by_chance()
     if name == "shuffled":
-        d = paired_difference(mine, chance, np.random.default_rng(0))
-        told = f"95 % [{d.low:+.3f}, {d.high:+.3f}]; {np.mean(mine):.3f}, pass@1 {np.mean(pass1):.3f}"
+        d, interval = paired(mine, chance)
+        told = f"95 % {interval}; {np.mean(mine):.3f}, pass@1 {np.mean(pass1):.3f}"
         yield row(f"shuffled: best-of-{POOL} − by chance", d.value, "interval around 0", d.low <= 0 <= d.high, told)
         moved = np.mean(grid.scores("vote")) - np.mean(grid.scores("self_consistency"))
         name = f"shuffled: weighted vote({POOL}) − majority({POOL})"

@@ -18,13 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from steps import call, overrides
-from table import at_least, at_most, row, show
+from table import at_least, at_most, paired, row, show
 
 from extratime.evaluate.grid import EngineSpec
 from extratime.evaluate.program import Answer, Problem, sample
 from extratime.evaluate.schedule import Cell, Schedule
 from extratime.evaluate.statistics.calibration import auroc, within_question_auroc
-from extratime.evaluate.statistics.questions import paired_difference
 from extratime.evaluate.streams import Streams
 from extratime.evaluate.verifiers.self_eval import self_eval
 from extratime.models.engines.open import open_engine
@@ -198,8 +197,8 @@ def prefix(response, fraction, tokenizer):
 
 def versus(name, a, b, least=0.0, note=""):
     """A paired difference; holds if it is at least `least` with an interval above 0."""
-    d = paired_difference(a, b, np.random.default_rng(0))
-    told = f"95 % [{d.low:+.3f}, {d.high:+.3f}], p {d.p:.4f}, {len(a)} problems{'; ' + note if note else ''}"
+    d, interval = paired(a, b)
+    told = f"95 % {interval}, p {d.p:.4f}, {len(a)} problems{'; ' + note if note else ''}"
     bar = f"≥ {least:+.2f}, interval > 0" if least else "interval > 0"
     return row(name, d.value, bar, d.value >= least and d.low > 0, told)
 

@@ -4,6 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from extratime.evaluate.statistics.questions import Difference, paired_difference
+
 
 def row(name: str, value: float | None, bar: str = "", holds: bool | None = None, note: str = "") -> dict[str, Any]:
     """One row; numbers may be NumPy's."""
@@ -17,6 +22,12 @@ def at_least(name: str, value: float, bar: float, note: str = "") -> dict[str, A
 
 def at_most(name: str, value: float, bar: float, note: str = "") -> dict[str, Any]:
     return row(name, value, f"≤ {bar:g}", value <= bar, note)
+
+
+def paired(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> tuple[Difference, str]:
+    """The difference of two arms over the same problems, and its interval as a row tells it."""
+    found = paired_difference(ours, theirs, np.random.default_rng(0))
+    return found, f"[{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def show(rows: list[dict[str, Any]], file: Path | None = None) -> None:

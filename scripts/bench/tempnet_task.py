@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from table import row, show
+from table import paired, row, show
 from transformers import DataCollatorForSeq2Seq
 
 from extratime.evaluate.grid import Recipe
 from extratime.evaluate.statistics.at_k import pass_at_k
-from extratime.evaluate.statistics.questions import paired_difference
 from extratime.evaluate.tasks.load import load_tasks
 from extratime.models import manifest, tempnet
 from extratime.models.load import load
@@ -86,9 +85,9 @@ def lines(folder, kind):
 
 
 def compare(name, ours, theirs):
-    found = paired_difference(ours, theirs, np.random.default_rng(0))
+    found, interval = paired(ours, theirs)
     values = f"{np.mean([np.mean(x) for x in ours]):.3f} against {np.mean([np.mean(x) for x in theirs]):.3f}"
-    return row(name, found.value, note=f"[{found.low:+.3f}, {found.high:+.3f}], {values}")
+    return row(name, found.value, note=f"{interval}, {values}")
 
 
 def arguments():
