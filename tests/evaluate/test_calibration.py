@@ -50,6 +50,7 @@ def test_risk_by_coverage_is_a_mean_over_the_orders_of_ties():
 def test_log_loss_is_bounded_where_sure_and_wrong():
     assert calibration.log_loss([0.8, 0.4], [1, 0]) == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2)
     assert calibration.log_loss([0.0, 1.0], [1, 1]) == pytest.approx(-math.log(1e-6) / 2)
+    assert math.copysign(1, calibration.log_loss([1.0, 0.0], [1, 0])) == 1, "nothing lost is 0, not -0"
 
 
 @pytest.mark.parametrize(

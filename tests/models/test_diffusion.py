@@ -367,6 +367,12 @@ def test_every_token_sees_every_other(tmp_path):
     assert isinstance(on, DiffusionEngine) and not torch.allclose(one, other) and one[0, 0, MASK] == -math.inf
 
 
+def test_it_is_of_the_size_that_the_same_weights_have_for_the_hf_engine(tmp_path):
+    where = folder(tmp_path)
+    ours, theirs = (open_engine(where, {}, EngineSpec(kind, device="cpu")).engine for kind in ("diffusion", "hf"))
+    assert ours.profile.shape == theirs.profile.shape and ours.profile.shape.parameters > 0
+
+
 def test_a_model_of_a_folder_draws_alike_alone_and_in_company(tmp_path):
     where, law = folder(tmp_path), Unmasking(length=16, block=4, steps=8)
     both = []
