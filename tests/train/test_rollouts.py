@@ -11,6 +11,7 @@ import torch
 from launch import recipe, start
 
 from extratime.evaluate.run import run_recipe
+from extratime.evaluate.streams import _records
 from extratime.models.load import load, load_tokenizer
 from extratime.train.readings import read_draws
 from extratime.train.rollouts import draws, main
@@ -65,10 +66,10 @@ def rows(folder):
 
 
 def streamed(folder):
-    """The texts of all paths in the streams."""
+    """The texts of all paths in the streams; a line that a killed process tore is no record."""
     texts = {}
     for file in (folder / "streams").glob("*.jsonl"):
-        for record in (json.loads(line[9:]) for line in file.read_text().splitlines()):
+        for record in _records(file):
             if "path" in record:
                 path = json.dumps(record["path"])
                 texts[path] = texts.get(path, "") + record["text"]
